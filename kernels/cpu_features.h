@@ -1,0 +1,40 @@
+// What instruction sets a CPU (and its operating system) offers; passed as an argument so that selection can be
+// tested with invented CPUs.
+#ifndef KERNELS_CPU_FEATURES_H_
+#define KERNELS_CPU_FEATURES_H_
+
+#include <cstdint>
+#include <string>
+
+namespace hybridgen {
+
+// Levels for which kernels are compiled, lowest first.
+enum class Isa : uint8_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+
+const char* IsaName(Isa isa);
+
+struct CpuFeatures {
+  bool avx2 = false;
+  bool fma = false;
+  bool f16c = false;
+  bool avx512f = false;
+  bool avx512bw = false;
+  bool avx512dq = false;
+  bool avx512vl = false;
+  bool avx512_bf16 = false;
+  bool avx512_fp16 = false;
+  bool amx_tile = false;
+  bool amx_bf16 = false;
+
+  std::string ToString() const;
+};
+
+// Of the machine this runs on; includes the operating system's consent to save the registers.
+CpuFeatures DetectCpuFeatures();
+
+// Whether kernels of `isa` may run.
+bool Supports(const CpuFeatures& features, Isa isa);
+
+}  // namespace hybridgen
+
+#endif  // KERNELS_CPU_FEATURES_H_
