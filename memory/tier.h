@@ -25,6 +25,13 @@ constexpr const char* TierName(Tier tier) {
 // What a host page holds. A device page holds both.
 enum class PageRole : uint8_t { kKey = 0, kValue = 1 };
 constexpr int kNumRoles = 2;
+constexpr PageRole kPageRoles[kNumRoles] = {PageRole::kKey, PageRole::kValue};
+
+constexpr const char* PageRoleName(PageRole role) { return role == PageRole::kKey ? "K" : "V"; }
+
+// Position in arrays by tier or role.
+constexpr int Index(Tier tier) { return static_cast<int>(tier); }
+constexpr int Index(PageRole role) { return static_cast<int>(role); }
 
 }  // namespace hybridgen
 
