@@ -18,17 +18,33 @@ system_library = repository_rule(
     local = True,
 )
 
+_ASK_PYTHON = """
+import os, platform, sys, sysconfig
+print(sysconfig.get_paths()["include"])
+print(sysconfig.get_config_var("EXT_SUFFIX"))
+print("cp%d%d" % sys.version_info[:2])
+print("manylinux_%s_%s" % (platform.libc_ver()[1].replace(".", "_"), platform.machine()))
+print(os.path.join(sys.prefix, "hybridgen-requirements"))
+"""
+
 def _host_python_impl(ctx):
-    python = ctx.os.environ.get("HYBRIDGEN_PYTHON") or str(ctx.which("python3"))
-    query = "import sysconfig as s; print(s.get_paths()['include']); print(s.get_config_var('EXT_SUFFIX')); " + \
-            "import sys; print('cp%d%d' % sys.version_info[:2])"
-    result = ctx.execute([python, "-c", query])
+    env = ctx.os.environ
+    cache = env.get("XDG_CACHE_HOME") or env.get("HOME", "") + "/.cache"
+    venv = env.get("HYBRIDGEN_VENV") or cache + "/hybridgen/venv-vllm0.32"
+    python = venv + "/bin/python"
+    if not ctx.path(python).exists:
+        python = str(ctx.which("python3"))
+    result = ctx.execute([python, "-c", _ASK_PYTHON])
     if result.return_code != 0:
         fail("asking %s for its headers failed: %s" % (python, result.stderr))
-    include, suffix, tag = result.stdout.strip().split("\n")
+    include, suffix, tag, platform, stamp = result.stdout.strip().split("\n")
     if not ctx.path(include + "/Python.h").exists:
         fail("%s has no Python.h under %s; install its development headers" % (python, include))
     ctx.symlink(include, "include")
+    if ctx.path(stamp).exists:
+        ctx.symlink(stamp, "requirements")
+    else:
+        ctx.file("requirements", "")
     ctx.file("BUILD.bazel", """
 cc_library(
     name = "headers",
@@ -36,12 +52,21 @@ cc_library(
     includes = ["include"],
     visibility = ["//visibility:public"],
 )
+
+# Changes when third_party/install.sh changed the environment, so that tests in it run again.
+exports_files(["requirements"])
 """)
-    ctx.file("python.bzl", "EXT_SUFFIX = %r\nPYTHON_TAG = %r\nPYTHON = %r\n" % (suffix, tag, python))
+    ctx.file("python.bzl", "\n".join([
+        "PYTHON = %r" % python,
+        "PYTHON_TAG = %r" % tag,
+        "PLATFORM_TAG = %r" % platform,
+        "EXT_SUFFIX = %r" % suffix,
+        "",
+    ]))
 
 host_python = repository_rule(
     implementation = _host_python_impl,
-    environ = ["HYBRIDGEN_PYTHON", "PATH"],
+    environ = ["HOME", "HYBRIDGEN_VENV", "PATH", "XDG_CACHE_HOME"],
     local = True,
 )
 
