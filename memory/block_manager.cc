@@ -71,7 +71,6 @@ BlockManager::BlockManager(const BlockManagerOptions& options)
 }
 
 int64_t BlockManager::BeginStep() {
-  candidates_.clear();  // the keys depend on the step
   candidates_stale_ = true;
   return ++step_;
 }
@@ -82,7 +81,7 @@ void BlockManager::RetireThrough(int64_t step) {
   for (auto& tier : host_pools_) {
     for (PagePool& pool : tier) pool.RetireThrough(retired_);
   }
-  candidates_stale_ = true;  // pages of clean blocks may have become idle
+  candidates_stale_ = true;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -153,7 +152,9 @@ absl::StatusOr<Residency> BlockManager::Resolve(int32_t block, int sequence_bloc
 }
 
 void BlockManager::MarkDead(int32_t block) {
-  if (InRange(block)) blocks_[block].use.liveness = Liveness::kDead;
+  if (!InRange(block)) return;
+  blocks_[block].use.liveness = Liveness::kDead;
+  candidates_stale_ = true;
 }
 
 void BlockManager::Free(int32_t block) {
@@ -222,7 +223,8 @@ void BlockManager::ReleaseHost(Block& block) {
 
 bool BlockManager::AllocateDestination(int32_t block) {
   Block& b = blocks_[block];
-  b.device_page = AllocateDevice();
+  b.device_page = device_pool_.Allocate();
+  if (b.device_page < 0 && EvictOne(EvictionClass::kProtected)) b.device_page = device_pool_.Allocate();
   if (b.device_page >= 0) {
     device_owner_[b.device_page] = block;
     SetState(b, BlockState::kDeviceDirty);
@@ -237,16 +239,11 @@ bool BlockManager::AllocateDestination(int32_t block) {
   return true;
 }
 
-int32_t BlockManager::AllocateDevice() {
-  const int32_t page = device_pool_.Allocate();
-  if (page >= 0) return page;
-  return EvictOne() ? device_pool_.Allocate() : -1;
-}
-
 // Frees one device page by leaving a clean block to its host copy. Pages that an unretired step or a copy uses would
 // only go to quarantine, so their blocks are no candidates; that covers all blocks used in this step.
-bool BlockManager::EvictOne() {
-  if (candidates_.empty() && candidates_stale_) {
+bool BlockManager::EvictOne(EvictionClass last) {
+  if (candidates_stale_) {
+    candidates_.clear();
     for (const int32_t block : device_owner_) {
       if (block < 0) continue;
       const Block& b = blocks_[block];
@@ -257,7 +254,7 @@ bool BlockManager::EvictOne() {
     std::make_heap(candidates_.begin(), candidates_.end(), std::greater<>());
     candidates_stale_ = false;
   }
-  while (!candidates_.empty()) {
+  while (!candidates_.empty() && candidates_.front().first.first <= last) {
     std::pop_heap(candidates_.begin(), candidates_.end(), std::greater<>());
     Block& b = blocks_[candidates_.back().second];
     candidates_.pop_back();

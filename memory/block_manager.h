@@ -44,11 +44,11 @@ struct BlockManagerOptions {
 
 // Blocks that all tiers hold together: device pages plus host blocks (the scarcer role decides).
 // With num_blocks - 1 <= BlockCapacity - 2 * (copies in flight), no write fails in synchronous use, i.e. when all
-// earlier steps have retired before BeginStep and no block is written twice at offset 0 in one step. Proof: if a new
-// block found no page, every device page would belong to another block that is dirty or publishing, and every host page
-// of the scarcer role to another block without a device page (clean blocks would have been evicted, or their host copy
-// dropped), except for those that copies in flight hold: at most one destination and one released source each. A block
-// counts once, so num_blocks - 2 >= BlockCapacity - 2 * copies: a contradiction. With steps in flight, pages in
+// earlier steps have retired before BeginStep and no block that a step has written is reused by that step. Proof: if a
+// new block found no page, every device page would belong to another block that is dirty or publishing, and every host
+// page of the scarcer role to another block without a device page (clean blocks would have been evicted, or their host
+// copy dropped), except for those that copies in flight hold: at most one destination and one released source each. A
+// block counts once, so num_blocks - 2 >= BlockCapacity - 2 * copies: a contradiction. With steps in flight, pages in
 // quarantine come on top: a refused write succeeds when it is repeated after they retired.
 int64_t BlockCapacity(const BlockManagerOptions& options);
 
@@ -146,7 +146,8 @@ class BlockManager {
   // device pages are below the low watermark (kCopy) or of every final block (kMove). A dead block is final too. Only
   // content whose last write has retired is copied, here and in the other Plan functions: call RetireThrough first.
   std::vector<CopyTask> PlanPublish(int max_blocks);
-  // Host-only blocks among `candidates` (most wanted first) that fit into free device pages above the watermark.
+  // Host-only blocks among `candidates` (most wanted first). They take the free device pages above the low watermark,
+  // then those of clean blocks that are dead or that no recent plan has used.
   std::vector<CopyTask> PlanRecall(absl::Span<const int32_t> candidates, int max_blocks);
   // Moves a host-only block's V (or K) to `to`, if a page is free there. Errors: InvalidArgument (block, tier),
   // FailedPrecondition (block not host-only, its last write not retired, already there), ResourceExhausted.
@@ -190,8 +191,8 @@ class BlockManager {
   Residency UsePages(const Block& block);
 
   bool AllocateDestination(int32_t block);
-  int32_t AllocateDevice();
-  bool EvictOne();
+  // Evicts the first clean block in eviction order, of class `last` or before; false if there is none.
+  bool EvictOne(EvictionClass last);
   bool DropOneHostCopy();
   HostPage AllocateHost(PageRole role);
   bool HostBlockFree() const;
@@ -226,7 +227,7 @@ class BlockManager {
   // Clean blocks that may be evicted, as a heap with the first to go on top. Built when a page is wanted and none is
   // free, and consumed by the evictions that follow; entries are checked again when taken.
   std::vector<std::pair<EvictionKey, int32_t>> candidates_;
-  bool candidates_stale_ = true;  // clean blocks may exist that candidates_ does not know
+  bool candidates_stale_ = true;  // steps, retirements, copies or deaths came since it was built
 
   BlockManagerStats counters_;  // the cumulative fields and blocks_in_state; Stats() fills in the rest
 };

@@ -65,11 +65,19 @@ std::vector<CopyTask> BlockManager::PlanPublish(int max_blocks) {
 }
 
 std::vector<CopyTask> BlockManager::PlanRecall(absl::Span<const int32_t> candidates, int max_blocks) {
-  std::vector<CopyTask> tasks;
+  // Chosen before any eviction, so that a block which makes room is not recalled by the same call.
+  std::vector<int32_t> wanted;
   for (const int32_t block : candidates) {
-    if (static_cast<int64_t>(tasks.size()) >= max_blocks) break;
-    if (device_pool_.num_free() <= options_.device_low_watermark) break;
-    if (!InRange(block) || blocks_[block].state != BlockState::kHostOnly || !Settled(blocks_[block])) continue;
+    if (static_cast<int64_t>(wanted.size()) >= max_blocks) break;
+    if (InRange(block) && blocks_[block].state == BlockState::kHostOnly && Settled(blocks_[block])) {
+      wanted.push_back(block);
+    }
+  }
+  std::vector<CopyTask> tasks;
+  for (const int32_t block : wanted) {
+    if (blocks_[block].state != BlockState::kHostOnly) continue;  // named twice
+    // An eviction adds the free page that the recall takes, so the watermark holds either way.
+    if (device_pool_.num_free() <= options_.device_low_watermark && !EvictOne(EvictionClass::kUnused)) break;
     CopyTask task;
     task.kind = CopyTask::Kind::kRecall;
     task.block = block;

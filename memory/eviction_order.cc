@@ -10,9 +10,9 @@ bool IsProtected(const BlockUse& use, const ProtectionPolicy& policy) {
 }
 
 EvictionKey EvictionKeyOf(const BlockUse& use, int64_t step, const ProtectionPolicy& policy) {
-  if (use.liveness == Liveness::kDead) return {0, use.last_used};
-  if (use.last_used < step - kRecentPlans) return {1, use.last_used};
-  return {IsProtected(use, policy) ? 3 : 2, use.generated};
+  if (use.liveness == Liveness::kDead) return {EvictionClass::kDead, use.last_used};
+  if (use.last_used < step - kRecentPlans) return {EvictionClass::kUnused, use.last_used};
+  return {IsProtected(use, policy) ? EvictionClass::kProtected : EvictionClass::kUsed, use.generated};
 }
 
 }  // namespace hybridgen

@@ -33,10 +33,16 @@ struct BlockUse {
 // True if the block is a sink or a recent block of the sequence that used it last.
 bool IsProtected(const BlockUse& use, const ProtectionPolicy& policy);
 
-// Blocks with smaller keys go first: (class, age) with the classes
-//   0 dead, 1 not used by a recent plan (both: longest unused first),
-//   2 used and not protected, 3 used and protected (both: oldest generated first).
-using EvictionKey = std::pair<int, int64_t>;
+// What goes first. kDead and kUnused blocks go longest unused first, the others oldest generated first.
+enum class EvictionClass : uint8_t {
+  kDead,       // nothing live refers to it
+  kUnused,     // not used by a recent plan
+  kUsed,       // used and not protected
+  kProtected,  // used, and a sink or a recent block of its sequence
+};
+
+// Blocks with smaller keys go first.
+using EvictionKey = std::pair<EvictionClass, int64_t>;
 EvictionKey EvictionKeyOf(const BlockUse& use, int64_t step, const ProtectionPolicy& policy);
 
 }  // namespace hybridgen

@@ -1,0 +1,659 @@
+// Randomized state test of the block manager against a naive model that keeps real page contents.
+//
+// The simulated backend executes steps in order but late, several may be in flight, and copies stop half-way while
+// anything else happens. After every operation the test recomputes, from its own records alone: each block's content
+// in the pages that the manager names, what unretired steps read, the state of every block and every statistic.
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "gtest/gtest.h"
+#include "memory/block_manager.h"
+
+namespace hybridgen {
+namespace {
+
+constexpr int kBlockSize = 6;
+constexpr int kMaxCopies = 4;  // in flight
+constexpr Tier kTiers[] = {Tier::kDevice, Tier::kDram, Tier::kCxl};
+
+// How far planning may run ahead of retirement.
+enum class Overlap { kSynchronous, kThreeSteps };
+// Whether the tiers hold all blocks, so that a synchronous write must not fail.
+enum class Room { kAlwaysEnough, kMayRunOut };
+
+struct Config {
+  const char* name;
+  int num_blocks;
+  int device_pages;
+  int dram_pages[kNumRoles];
+  int cxl_pages[kNumRoles];
+  PublishMode mode;
+  int watermark;
+  Overlap overlap;
+  Room room;
+};
+
+const Config kConfigs[] = {
+    // The tight ones: device + host = num_blocks - 1 + 2 * kMaxCopies exactly.
+    {"CopyTight", 33, 10, {20, 9}, {10, 21}, PublishMode::kCopy, 5, Overlap::kSynchronous, Room::kAlwaysEnough},
+    {"MoveTight", 33, 6, {15, 40}, {19, 0}, PublishMode::kMove, 0, Overlap::kSynchronous, Room::kAlwaysEnough},
+    {"CopyInFlight", 33, 12, {22, 16}, {14, 20}, PublishMode::kCopy, 8, Overlap::kThreeSteps, Room::kMayRunOut},
+    {"MoveInFlight", 33, 8, {40, 12}, {0, 28}, PublishMode::kMove, 2, Overlap::kThreeSteps, Room::kMayRunOut},
+    {"Starved", 33, 7, {7, 6}, {6, 6}, PublishMode::kCopy, 7, Overlap::kThreeSteps, Room::kMayRunOut},
+    {"HostOnly", 33, 0, {30, 10}, {10, 30}, PublishMode::kCopy, 0, Overlap::kThreeSteps, Room::kMayRunOut},
+    {"DeviceOnly", 33, 32, {0, 0}, {0, 0}, PublishMode::kCopy, 16, Overlap::kSynchronous, Room::kAlwaysEnough},
+};
+
+int64_t EnvironmentNumber(const char* name, int64_t fallback) {
+  const char* text = std::getenv(name);
+  int64_t value = fallback;
+  if (text != nullptr && !absl::SimpleAtoi(text, &value)) ADD_FAILURE() << name << "=" << text << " is not a number";
+  return value;
+}
+
+// K and V of one token are told apart by the top bit, so that swapped roles show.
+uint64_t Stored(uint64_t token, PageRole role) { return role == PageRole::kKey ? token : token | (uint64_t{1} << 63); }
+
+struct Token {
+  uint64_t value;
+  int64_t step;  // that writes it
+};
+
+// A page of one role; a device page is two of them with the same index.
+struct FakePage {
+  uint64_t slots[kBlockSize] = {};
+  int64_t last_use = 0;         // step
+  int owners = 0, readers = 0;  // recomputed by the checks
+};
+
+struct ModelBlock {
+  std::vector<Token> tokens;
+  uint32_t generation = 0;
+  bool dead = false;
+  int sequence_block = 0, sequence_tokens = 0;
+  int64_t last_used = 0;
+  int32_t written_page = -1;  // device page that the open step writes
+};
+
+struct PlannedWrite {
+  int32_t block;
+  int offset;
+  Residency where;
+  std::vector<uint64_t> values;
+};
+
+struct PlannedRead {
+  int32_t block;
+  Residency where;
+  std::vector<Token> expected;
+};
+
+struct Step {
+  int64_t number;
+  std::vector<PlannedWrite> writes;
+  std::vector<PlannedRead> reads;
+};
+
+struct RunningCopy {
+  CopyTask task;
+  int halves_done = 0;
+};
+
+class Simulation {
+ public:
+  Simulation(const Config& config, uint64_t seed) : config_(config), rng_(seed), blocks_(config.num_blocks) {
+    options_.num_blocks = config.num_blocks;
+    options_.block_size = kBlockSize;
+    options_.device_pages = config.device_pages;
+    for (const PageRole role : kPageRoles) {
+      options_.dram_pages[Index(role)] = config.dram_pages[Index(role)];
+      options_.cxl_pages[Index(role)] = config.cxl_pages[Index(role)];
+      pages_[Index(Tier::kDevice)][Index(role)].resize(config.device_pages);
+      pages_[Index(Tier::kDram)][Index(role)].resize(config.dram_pages[Index(role)]);
+      pages_[Index(Tier::kCxl)][Index(role)].resize(config.cxl_pages[Index(role)]);
+    }
+    options_.publish_mode = config.mode;
+    options_.publish_lag_tokens = 3;
+    options_.device_low_watermark = config.watermark;
+    manager_ = BlockManager::Create(options_).value();
+  }
+
+  // One engine step with everything that may happen around it.
+  void RunStep() {
+    const size_t allowed = config_.overlap == Overlap::kSynchronous ? 0 : Random(0, 2);
+    while (steps_.size() > allowed) AdvanceSteps();
+    step_ = manager_->BeginStep();
+    open_ = {step_, {}, {}};
+    for (ModelBlock& block : blocks_) block.written_page = -1;
+    written_.assign(config_.num_blocks, false);
+    Log(absl::StrCat("BeginStep ", step_));
+
+    const int sequence_shift = Random(0, 3) * kBlockSize;  // some steps see longer sequences: more blocks are final
+    const int writes = Random(0, 5);
+    for (int i = 0; i < writes && !Failed(); ++i) {
+      Write(sequence_shift);
+      Background();
+    }
+    const int reads = Random(0, 8);
+    for (int i = 0; i < reads && !Failed(); ++i) {
+      Read(sequence_shift);
+      Background();
+    }
+    steps_.push_back(open_);
+    if (!Failed()) PlanCopies();
+    for (int i = 0; i < 4 && !Failed(); ++i) Background();
+    if (!Failed() && Random(0, 3) == 0) Forget();
+  }
+
+  bool Failed() const { return ::testing::Test::HasFatalFailure() || ::testing::Test::HasNonfatalFailure(); }
+  std::string History() const { return absl::StrJoin(history_, "\n"); }
+  BlockManagerStats Stats() const { return manager_->Stats(); }
+  int64_t refused_writes() const { return refused_writes_; }
+  int64_t reads_checked() const { return reads_checked_; }
+
+ private:
+  int Random(int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng_); }
+  int32_t RandomBlock() { return Random(1, config_.num_blocks - 1); }
+
+  void Log(std::string line) {
+    history_.push_back(std::move(line));
+    if (history_.size() > 40) history_.pop_front();
+  }
+
+  FakePage& Page(Tier tier, PageRole role, int32_t index) { return pages_[Index(tier)][Index(role)].at(index); }
+  // The page of one role that a residency says to use.
+  FakePage& Page(const Residency& where, PageRole role) {
+    if (where.device_page >= 0) return Page(Tier::kDevice, role, where.device_page);
+    const HostPage& host = role == PageRole::kKey ? where.k : where.v;
+    return Page(host.tier, role, host.index);
+  }
+
+  // ------------------------------------------------------------------------------------------------------------------
+  // Operations.
+
+  void SetUsed(ModelBlock& block, int shift) {
+    block.last_used = step_;
+    block.sequence_tokens = (block.sequence_block + 1) * kBlockSize + shift;
+    block.dead = false;
+  }
+
+  void Write(int sequence_shift) {
+    if (Random(0, 39) == 0) {  // the null block and padding
+      ASSERT_EQ(manager_->PrepareWrite(-Random(0, 1), 0, 1, 0, 1).value().device_page, -1);
+      ++expected_.null_block_writes;
+      return;
+    }
+    const int32_t id = RandomBlock();
+    ModelBlock& block = blocks_[id];
+    const int valid = static_cast<int>(block.tokens.size());
+    int offset = 0;
+    const int choice = Random(0, 9);
+    if (choice < 5 && valid < kBlockSize) offset = valid;  // append
+    if (choice >= 5 && choice < 8)
+      offset = Random(0, std::min(valid, kBlockSize - 1));  // rewrite, e.g. rejected drafts
+    // Reuse after a write of the same step leaves a page in quarantine; the tight configurations have no room for it.
+    if (offset == 0 && written_[id]) return;
+    const int count = Random(0, 1) == 0 ? kBlockSize - offset : Random(1, kBlockSize - offset);
+    written_[id] = true;
+    if (offset == 0) {
+      block.sequence_block = Random(0, 6);
+    }
+    const std::vector<BlockState> before = States();
+    SetUsed(block, sequence_shift);
+    Log(absl::StrCat("PrepareWrite block ", id, " [", offset, ", ", offset + count, ") of ", valid));
+    const absl::StatusOr<Residency> where =
+        manager_->PrepareWrite(id, offset, count, block.sequence_block, block.sequence_tokens);
+    ++block.generation;
+    if (!where.ok()) {
+      ASSERT_EQ(where.status().code(), absl::StatusCode::kResourceExhausted) << where.status();
+      ASSERT_TRUE(config_.room == Room::kMayRunOut) << where.status();
+      ASSERT_EQ(offset, 0) << "a write in place needs no page";
+      ++refused_writes_;
+      block.tokens.clear();
+      block.written_page = -1;
+      CountVictims(before, id);
+      Check();
+      const BlockManagerStats stats = manager_->Stats();
+      ASSERT_EQ(stats.free_pages[0][0], 0) << where.status();
+      int64_t free_host[kNumRoles];
+      for (int r = 0; r < kNumRoles; ++r) free_host[r] = stats.free_pages[1][r] + stats.free_pages[2][r];
+      ASSERT_EQ(std::min(free_host[0], free_host[1]), 0) << where.status();
+      return;
+    }
+    PlannedWrite write{id, offset, *where, {}};
+    block.tokens.resize(offset);
+    for (int i = 0; i < count; ++i) {
+      write.values.push_back(++last_value_);
+      block.tokens.push_back({last_value_, step_});
+    }
+    ASSERT_EQ(where->valid_tokens, offset + count);
+    ASSERT_TRUE(where->device_page >= 0 || (where->k.index >= 0 && where->v.index >= 0));
+    block.written_page = where->device_page;
+    if (offset == 0 && where->device_page < 0) {
+      ++expected_.host_direct_writes;
+      if (where->k.tier == Tier::kCxl) ++expected_.placement_misses;
+    }
+    for (const PageRole role : kPageRoles) Page(*where, role).last_use = step_;
+    open_.writes.push_back(std::move(write));
+    CountVictims(before, id);
+    Check();
+  }
+
+  void Read(int sequence_shift) {
+    const int32_t id = RandomBlock();
+    ModelBlock& block = blocks_[id];
+    Log(absl::StrCat("Resolve block ", id));
+    const int tokens = (block.sequence_block + 1) * kBlockSize + sequence_shift;
+    const absl::StatusOr<Residency> where = manager_->Resolve(id, block.sequence_block, tokens);
+    ASSERT_TRUE(where.ok()) << where.status();
+    ASSERT_EQ(where->valid_tokens, static_cast<int>(block.tokens.size()));
+    if (block.tokens.empty()) {
+      ASSERT_EQ(where->device_page, -1);
+      ASSERT_EQ(where->k.index, -1);
+      ASSERT_EQ(where->v.index, -1);
+      ++expected_.unwritten_reads;
+      return;
+    }
+    SetUsed(block, sequence_shift);
+    for (const PageRole role : kPageRoles) Page(*where, role).last_use = step_;
+    open_.reads.push_back({id, *where, block.tokens});
+    Check();
+  }
+
+  void Forget() {
+    const int32_t id = RandomBlock();
+    if (Random(0, 1) == 0) {
+      Log(absl::StrCat("MarkDead ", id));
+      manager_->MarkDead(id);
+      blocks_[id].dead = true;
+    } else {
+      Log(absl::StrCat("Free ", id));
+      manager_->Free(id);
+      ++blocks_[id].generation;
+      blocks_[id].tokens.clear();
+      blocks_[id].written_page = -1;
+    }
+    Check();
+  }
+
+  void PlanCopies() {
+    const int room = kMaxCopies - static_cast<int>(copies_.size());
+    if (room <= 0) return;
+    const int choice = Random(0, 5);
+    if (choice <= 2) {
+      for (const CopyTask& task : manager_->PlanPublish(Random(0, room))) {
+        const ModelBlock& block = blocks_[task.block];
+        const bool behind =
+            (block.sequence_block + 1) * kBlockSize + options_.publish_lag_tokens <= block.sequence_tokens;
+        ASSERT_TRUE(block.dead || (behind && task.num_tokens == kBlockSize)) << "block " << task.block;
+        if (task.k.tier == Tier::kCxl) ++expected_.placement_misses;
+        Started(task, CopyTask::Kind::kPublish);
+      }
+    } else if (choice <= 4) {
+      std::vector<int32_t> candidates;
+      for (int i = 0; i < 8; ++i) candidates.push_back(RandomBlock());
+      const std::vector<BlockState> before = States();
+      const int64_t free_before = manager_->Stats().free_pages[0][0];
+      for (const CopyTask& task : manager_->PlanRecall(candidates, Random(0, room))) {
+        ASSERT_NE(std::find(candidates.begin(), candidates.end(), task.block), candidates.end());
+        Started(task, CopyTask::Kind::kRecall);
+      }
+      const int64_t free_after = manager_->Stats().free_pages[0][0];
+      ASSERT_GE(free_after, std::min<int64_t>(free_before, options_.device_low_watermark));
+      for (int32_t id = 0; id < config_.num_blocks; ++id) {
+        if (before[id] != BlockState::kPublished || manager_->state(id) == BlockState::kPublished) continue;
+        ASSERT_TRUE(blocks_[id].dead || blocks_[id].last_used < step_ - kRecentPlans) << "a used block made room";
+      }
+      CountVictims(before, 0);
+    } else {
+      const absl::StatusOr<CopyTask> task =
+          manager_->PlanMigrate(RandomBlock(), kPageRoles[Random(0, 1)], kTiers[Random(1, 2)]);
+      if (task.ok()) Started(*task, CopyTask::Kind::kMigrate);
+    }
+    Check();
+  }
+
+  void Started(const CopyTask& task, CopyTask::Kind kind) {
+    Log(absl::StrCat("copy ", task.id, " kind ", static_cast<int>(kind), " of block ", task.block, " starts"));
+    const ModelBlock& block = blocks_[task.block];
+    ASSERT_EQ(task.kind, kind);
+    ASSERT_EQ(task.generation, block.generation);
+    ASSERT_EQ(task.num_tokens, static_cast<int>(block.tokens.size()));
+    for (const Token& token : block.tokens) ASSERT_LE(token.step, retired_) << "the source may not be complete";
+    copies_.push_back({task, 0});
+  }
+
+  // ------------------------------------------------------------------------------------------------------------------
+  // The world beside the planner.
+
+  void Background() {
+    const int choice = Random(0, 5);
+    if (choice <= 2 && !copies_.empty()) {
+      AdvanceCopy();
+    } else if (choice == 3 && !steps_.empty()) {
+      AdvanceSteps();
+    }
+  }
+
+  // Executes the next planned step, or retires the oldest executed one.
+  void AdvanceSteps() {
+    const bool can_execute = executed_ < steps_.back().number;
+    const bool can_retire = steps_.front().number <= executed_;
+    if (can_execute && (!can_retire || Random(0, 1) == 0)) {
+      ++executed_;
+      Log(absl::StrCat("execute step ", executed_));
+      for (const Step& step : steps_) {
+        if (step.number == executed_) Execute(step);
+      }
+    } else {
+      retired_ = steps_.front().number;
+      Log(absl::StrCat("retire step ", retired_));
+      steps_.pop_front();
+      manager_->RetireThrough(retired_);
+    }
+    Check();
+  }
+
+  void Execute(const Step& step) {
+    for (const PlannedWrite& write : step.writes) {
+      for (const PageRole role : kPageRoles) {
+        FakePage& page = Page(write.where, role);
+        for (size_t i = 0; i < write.values.size(); ++i) page.slots[write.offset + i] = Stored(write.values[i], role);
+      }
+      // Earlier steps that read this very page have run before: what they saw beyond the offset may go. This holds
+      // only for a block's own writes in place; anything else that touches a page under a reader is a defect.
+      if (write.offset == 0) continue;
+      for (Step& earlier : steps_) {
+        if (earlier.number >= step.number) continue;
+        for (PlannedRead& read : earlier.reads) {
+          if (read.block == write.block && &Page(read.where, PageRole::kKey) == &Page(write.where, PageRole::kKey) &&
+              static_cast<int>(read.expected.size()) > write.offset) {
+            read.expected.resize(write.offset);
+          }
+        }
+      }
+    }
+  }
+
+  void AdvanceCopy() {
+    const size_t chosen = Random(0, static_cast<int>(copies_.size()) - 1);
+    RunningCopy& copy = copies_[chosen];
+    const CopyTask& task = copy.task;
+    if (copy.halves_done < 2) {
+      const int middle = task.num_tokens / 2;
+      const int begin = copy.halves_done == 0 ? 0 : middle, end = copy.halves_done == 0 ? middle : task.num_tokens;
+      for (const PageRole role : kPageRoles) {
+        const HostPage& host = role == PageRole::kKey ? task.k : task.v;
+        const HostPage& from = role == PageRole::kKey ? task.from_k : task.from_v;
+        if (host.index < 0) continue;
+        FakePage& host_page = Page(host.tier, role, host.index);
+        const FakePage* source = nullptr;
+        FakePage* destination = &host_page;
+        switch (task.kind) {
+          case CopyTask::Kind::kPublish:
+            source = &Page(Tier::kDevice, role, task.device_page);
+            break;
+          case CopyTask::Kind::kRecall:
+            source = &host_page;
+            destination = &Page(Tier::kDevice, role, task.device_page);
+            break;
+          case CopyTask::Kind::kMigrate:
+            source = &Page(from.tier, role, from.index);
+            break;
+        }
+        std::copy(source->slots + begin, source->slots + end, destination->slots + begin);
+      }
+      Log(absl::StrCat("copy ", task.id, " does half ", copy.halves_done));
+      ++copy.halves_done;
+    } else {
+      Log(absl::StrCat("copy ", task.id, " finishes"));
+      const bool applied = task.generation == blocks_[task.block].generation;
+      switch (task.kind) {
+        case CopyTask::Kind::kPublish:
+          ++(applied ? expected_.publishes : expected_.publishes_dropped);
+          break;
+        case CopyTask::Kind::kRecall:
+          ++(applied ? expected_.recalls : expected_.recalls_dropped);
+          break;
+        case CopyTask::Kind::kMigrate:
+          ++(applied ? expected_.migrations : expected_.migrations_dropped);
+          break;
+      }
+      const CopyTask finished = task;
+      copies_.erase(copies_.begin() + chosen);
+      ASSERT_TRUE(manager_->FinishCopy(finished).ok());
+      ASSERT_EQ(manager_->FinishCopy(finished).code(), absl::StatusCode::kInvalidArgument);
+    }
+    Check();
+  }
+
+  // ------------------------------------------------------------------------------------------------------------------
+  // Checks.
+
+  std::vector<BlockState> States() const {
+    std::vector<BlockState> states;
+    for (int32_t id = 0; id < config_.num_blocks; ++id) states.push_back(manager_->state(id));
+    return states;
+  }
+
+  // Clean blocks that lost a page to make room for the write of block `written`.
+  void CountVictims(const std::vector<BlockState>& before, int32_t written) {
+    for (int32_t id = 0; id < config_.num_blocks; ++id) {
+      if (id == written || before[id] != BlockState::kPublished) continue;
+      if (manager_->state(id) == BlockState::kHostOnly) ++expected_.evictions;
+      if (manager_->state(id) == BlockState::kDeviceDirty) ++expected_.host_copies_dropped;
+    }
+  }
+
+  // Tokens written by executed steps must lie in `page`; later ones are still to be written.
+  void CheckTokens(const std::vector<Token>& tokens, const FakePage& page, PageRole role, int32_t id,
+                   const char* what) {
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      if (tokens[i].step > executed_) continue;
+      ASSERT_EQ(page.slots[i], Stored(tokens[i].value, role))
+          << what << " " << PageRoleName(role) << " of block " << id << " token " << i;
+    }
+  }
+
+  void Check() {
+    if (Failed()) return;
+    const absl::Status invariants = manager_->CheckInvariants();
+    ASSERT_TRUE(invariants.ok()) << invariants;
+    for (auto& tier : pages_) {
+      for (auto& role : tier) {
+        for (FakePage& page : role) page.owners = page.readers = 0;
+      }
+    }
+    BlockManagerStats expected = expected_;
+    CheckContents(&expected);
+    if (Failed()) return;
+    CheckReaders();
+    if (Failed()) return;
+    CheckStats(&expected);
+  }
+
+  void CheckContents(BlockManagerStats* expected) {
+    ASSERT_EQ(manager_->state(0), BlockState::kFree);
+    ++expected->blocks_in_state[Index(BlockState::kFree)];
+    for (int32_t id = 1; id < config_.num_blocks; ++id) {
+      const ModelBlock& block = blocks_[id];
+      const Residency where = manager_->Where(id);
+      ASSERT_EQ(where.valid_tokens, static_cast<int>(block.tokens.size())) << "block " << id;
+      ASSERT_EQ(manager_->generation(id), block.generation) << "block " << id;
+      if (block.written_page >= 0) {
+        ASSERT_EQ(where.device_page, block.written_page) << "a block of the open step moved";
+      }
+      const bool device = where.device_page >= 0, host = where.k.index >= 0;
+      ASSERT_EQ(host, where.v.index >= 0) << "block " << id << " has one role on the host";
+      ASSERT_EQ(device || host, !block.tokens.empty()) << "block " << id;
+      BlockState state = device ? (host ? BlockState::kPublished : BlockState::kDeviceDirty)
+                                : (host ? BlockState::kHostOnly : BlockState::kFree);
+      for (const RunningCopy& copy : copies_) {
+        if (copy.task.block != id || copy.task.generation != block.generation) continue;
+        state = copy.task.kind == CopyTask::Kind::kPublish  ? BlockState::kPublishing
+                : copy.task.kind == CopyTask::Kind::kRecall ? BlockState::kRecalling
+                                                            : BlockState::kMigrating;
+      }
+      ASSERT_EQ(BlockStateName(manager_->state(id)), BlockStateName(state)) << "block " << id;
+      ++expected->blocks_in_state[Index(state)];
+      for (const PageRole role : kPageRoles) {
+        const int r = Index(role);
+        if (device) {
+          FakePage& page = Page(Tier::kDevice, role, where.device_page);
+          ++page.owners;
+          ++expected->resident_pages[0][r];
+          CheckTokens(block.tokens, page, role, id, "device page:");
+        }
+        if (host) {
+          const HostPage& at = role == PageRole::kKey ? where.k : where.v;
+          FakePage& page = Page(at.tier, role, at.index);
+          ++page.owners;
+          ++expected->resident_pages[Index(at.tier)][r];
+          CheckTokens(block.tokens, page, role, id, "host page:");
+        }
+      }
+    }
+  }
+
+  void CheckReaders() {
+    for (const Step& step : steps_) {
+      for (const PlannedRead& read : step.reads) {
+        for (const PageRole role : kPageRoles) {
+          CheckTokens(read.expected, Page(read.where, role), role, read.block, "an unretired step's view:");
+        }
+        ++reads_checked_;
+      }
+    }
+  }
+
+  void CheckStats(BlockManagerStats* expected) {
+    for (const RunningCopy& copy : copies_) {
+      const CopyTask& task = copy.task;
+      for (const PageRole role : kPageRoles) {
+        const HostPage& host = role == PageRole::kKey ? task.k : task.v;
+        const HostPage& from = role == PageRole::kKey ? task.from_k : task.from_v;
+        if (task.device_page >= 0) {
+          FakePage& page = Page(Tier::kDevice, role, task.device_page);
+          ++(task.kind == CopyTask::Kind::kRecall ? page.owners : page.readers);
+          if (task.kind == CopyTask::Kind::kRecall) ++expected->copying_pages[0][Index(role)];
+        }
+        if (host.index >= 0) {
+          FakePage& page = Page(host.tier, role, host.index);
+          ++(task.kind == CopyTask::Kind::kRecall ? page.readers : page.owners);
+          if (task.kind != CopyTask::Kind::kRecall) ++expected->copying_pages[Index(host.tier)][Index(role)];
+        }
+        if (from.index >= 0) ++Page(from.tier, role, from.index).readers;
+      }
+    }
+    const BlockManagerStats stats = manager_->Stats();
+    for (const Tier tier : kTiers) {
+      for (const PageRole role : kPageRoles) {
+        const int t = Index(tier), r = Index(role);
+        for (const FakePage& page : pages_[t][r]) {
+          ASSERT_LE(page.owners, 1) << TierName(tier) << " " << PageRoleName(role);
+          if (page.owners > 0) continue;
+          const bool in_use = page.readers > 0 || page.last_use > retired_;
+          ++(in_use ? expected->quarantined_pages : expected->free_pages)[t][r];
+        }
+        ASSERT_EQ(stats.capacity_pages[t][r], static_cast<int64_t>(pages_[t][r].size()));
+        ASSERT_EQ(stats.resident_pages[t][r], expected->resident_pages[t][r]) << t << r;
+        ASSERT_EQ(stats.copying_pages[t][r], expected->copying_pages[t][r]) << t << r;
+        ASSERT_EQ(stats.quarantined_pages[t][r], expected->quarantined_pages[t][r]) << t << r;
+        ASSERT_EQ(stats.free_pages[t][r], expected->free_pages[t][r]) << t << r;
+      }
+    }
+    for (int state = 0; state < kNumBlockStates; ++state) {
+      ASSERT_EQ(stats.blocks_in_state[state], expected->blocks_in_state[state]) << state;
+    }
+    ASSERT_EQ(stats.publishes, expected->publishes);
+    ASSERT_EQ(stats.publishes_dropped, expected->publishes_dropped);
+    ASSERT_EQ(stats.evictions, expected->evictions);
+    ASSERT_EQ(stats.recalls, expected->recalls);
+    ASSERT_EQ(stats.recalls_dropped, expected->recalls_dropped);
+    ASSERT_EQ(stats.migrations, expected->migrations);
+    ASSERT_EQ(stats.migrations_dropped, expected->migrations_dropped);
+    ASSERT_EQ(stats.host_copies_dropped, expected->host_copies_dropped);
+    ASSERT_EQ(stats.host_direct_writes, expected->host_direct_writes);
+    ASSERT_EQ(stats.placement_misses, expected->placement_misses);
+    ASSERT_EQ(stats.unwritten_reads, expected->unwritten_reads);
+    ASSERT_EQ(stats.null_block_writes, expected->null_block_writes);
+  }
+
+  const Config config_;
+  BlockManagerOptions options_;
+  std::mt19937_64 rng_;
+  std::unique_ptr<BlockManager> manager_;
+  std::vector<FakePage> pages_[kNumTiers][kNumRoles];
+  std::vector<ModelBlock> blocks_;
+  std::vector<bool> written_;  // in the open step
+  Step open_{};
+  std::deque<Step> steps_;  // planned and not retired, oldest first
+  std::vector<RunningCopy> copies_;
+  BlockManagerStats expected_;  // the cumulative counters
+  uint64_t last_value_ = 0;
+  int64_t step_ = 0, executed_ = 0, retired_ = 0;
+  int64_t refused_writes_ = 0, reads_checked_ = 0;
+  std::deque<std::string> history_;
+};
+
+class BlockManagerRandomTest : public ::testing::TestWithParam<Config> {};
+
+TEST_P(BlockManagerRandomTest, AgreesWithTheNaiveModel) {
+  const uint64_t seed = EnvironmentNumber("HYBRIDGEN_TEST_SEED", 1);
+  const int64_t steps = EnvironmentNumber("HYBRIDGEN_TEST_STEPS", 10000);
+  const std::string replay =
+      absl::StrCat("bazel test //memory:block_manager_random_test --test_env=HYBRIDGEN_TEST_SEED=", seed,
+                   " --test_env=HYBRIDGEN_TEST_STEPS=", steps, " --test_filter='*/", GetParam().name, "'");
+  std::cout << "replay: " << replay << "\n";
+  Simulation simulation(GetParam(), seed);
+  for (int64_t step = 1; step <= steps; ++step) {
+    simulation.RunStep();
+    if (simulation.Failed()) {
+      FAIL() << "step " << step << ", replay: " << replay << "\nlast operations:\n" << simulation.History();
+    }
+  }
+  // The run went where the defects are. (Short replays need not.)
+  if (steps < 2000) return;
+  const BlockManagerStats stats = simulation.Stats();
+  const Config& config = GetParam();
+  const bool device = config.device_pages > 0, host = config.dram_pages[0] + config.cxl_pages[0] > 0;
+  EXPECT_GT(simulation.reads_checked(), steps);
+  if (device && host) {
+    EXPECT_GT(stats.publishes, 0);
+    EXPECT_GT(stats.publishes_dropped, 0);
+    EXPECT_GT(stats.recalls, 0);
+    EXPECT_GT(stats.recalls_dropped, 0);
+  }
+  if (device && host && config.mode == PublishMode::kCopy) {
+    EXPECT_GT(stats.evictions, 0);
+  }
+  if (host && config.dram_pages[0] > 0 && config.cxl_pages[0] > 0) {
+    EXPECT_GT(stats.migrations, 0);
+    EXPECT_GT(stats.migrations_dropped, 0);
+    EXPECT_GT(stats.placement_misses, 0);
+  }
+  if (host) {
+    EXPECT_GT(stats.host_direct_writes, 0);
+  }
+  std::cout << config.name << ": publishes " << stats.publishes << " (dropped " << stats.publishes_dropped
+            << "), evictions " << stats.evictions << ", recalls " << stats.recalls << " (dropped "
+            << stats.recalls_dropped << "), migrations " << stats.migrations << " (dropped " << stats.migrations_dropped
+            << "), host copies dropped " << stats.host_copies_dropped << ", host-direct writes "
+            << stats.host_direct_writes << ", refused writes " << simulation.refused_writes() << ", reads checked "
+            << simulation.reads_checked() << "\n";
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiers, BlockManagerRandomTest, ::testing::ValuesIn(kConfigs),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace hybridgen
