@@ -28,8 +28,8 @@ run_tests() {
   local name="$1" started=$SECONDS status=0
   echo "[test] $name: $2"
   shift 2
-  bazel test --keep_going --show_result=0 --test_summary=terse \
-    --build_event_json_file="$events/$name.json" "$@" -- "${patterns[@]}" || status=$?
+  bazel test --keep_going --ui_event_filters=-info --noshow_loading_progress --show_progress_rate_limit=5 \
+    --show_result=0 --test_output=summary --test_summary=none --build_event_json_file="$events/$name.json" "$@" -- "${patterns[@]}" || status=$?
   runs+=("$name=$status=$events/$name.json")
   echo "[test] $name: done in $((SECONDS - started)) s"
 }

@@ -2,7 +2,8 @@
 """Counts test cases over several Bazel runs: summary.py NAME=EXIT_CODE=EVENTS.json...
 
 Reads the build event files that `bazel test --build_event_json_file` wrote, and each test's test.xml, cached or not.
-Prints skips with their reasons, failures by name, a line per run, and last `N passed, N failed`.
+Prints the log of each failed test, skips with their reasons, failures by name, a line per run, and last
+`N passed, N failed`.
 """
 import collections
 import json
@@ -11,21 +12,37 @@ import sys
 import urllib.parse
 import xml.etree.ElementTree
 
+# Of a failed test's log; the whole log's path is printed too.
+_LOG_LINES = 200
+
 # Exit codes of Bazel that the test results themselves explain: success, some test failed, no test matched.
 _EXPLAINED = (0, 3, 4)
 
 
 def test_results(events_path):
-    """Yields (label, status, path of test.xml or None) of a run's tests."""
+    """Yields (label, status, path of test.xml or "", path of test.log or "") of a run's tests."""
     with open(events_path) as events:
         for line in events:
             event = json.loads(line)
             if "testResult" not in event:
                 continue
             result = event["testResult"]
-            outputs = {output["name"]: output.get("uri", "") for output in result.get("testActionOutput", [])}
-            path = urllib.parse.unquote(urllib.parse.urlparse(outputs.get("test.xml", "")).path)
-            yield event["id"]["testResult"]["label"], result["status"], path if os.path.isfile(path) else None
+            paths = {}
+            for output in result.get("testActionOutput", []):
+                path = urllib.parse.unquote(urllib.parse.urlparse(output.get("uri", "")).path)
+                paths[output["name"]] = path if os.path.isfile(path) else ""
+            yield event["id"]["testResult"]["label"], result["status"], paths.get("test.xml"), paths.get("test.log")
+
+
+def print_log(name, label, path):
+    """Prints the end of a failed test's log."""
+    if not path:
+        return
+    with open(path, errors="replace") as log:
+        lines = log.readlines()
+    print(f"======== log of {label} ({name}): {path}")
+    sys.stdout.writelines(lines[-_LOG_LINES:])
+    print("\n========")
 
 
 def test_cases(path):
@@ -48,7 +65,7 @@ def summarise(name, exit_code, events_path):
     """Prints one run's skips and failures; returns its counts by outcome."""
     counts = collections.Counter()
     failures, skips = [], collections.Counter()
-    for label, status, path in test_results(events_path):
+    for label, status, path, log in test_results(events_path):
         failed_before = counts["failed"]
         try:
             cases = list(test_cases(path)) if path else []
@@ -60,6 +77,8 @@ def summarise(name, exit_code, events_path):
                 failures.append(f"{label} {case}")
             elif outcome == "skipped":
                 skips[f"{label}: {reason}"] += 1
+        if status not in ("PASSED", "FLAKY"):
+            print_log(name, label, log)
         if status not in ("PASSED", "FLAKY") and counts["failed"] == failed_before:
             counts["failed"] += 1
             failures.append(f"{label} {status}")
