@@ -15,14 +15,15 @@ namespace hybridgen {
 
 // One page as a plan stores it: layer-independent. Address of the layer's data = AttendArgs::k_base + k (same for v).
 struct KvPage {
-  uint64_t k;             // bytes
-  uint64_t v;             // bytes
-  int32_t first_position; // absolute position in the sequence of the page's token 0
-  int32_t num_tokens;     // valid tokens; the rest of the page is never read into a result
+  uint64_t k;              // bytes
+  uint64_t v;              // bytes
+  int32_t first_position;  // absolute position in the sequence of the page's token 0
+  int32_t num_tokens;      // valid tokens; the rest of the page is never read into a result
 };
 
 // Rows of one tile: row = token * group + g, where g is the query head inside the KV head's group.
 constexpr int kMaxTileRows = 64;
+constexpr int kMaxHeadSize = 512;
 
 struct QueryTile {
   const void* q = nullptr;        // element (token 0, first query head of the group, dim 0)
@@ -32,8 +33,8 @@ struct QueryTile {
   int num_tokens = 0;             // query tokens; num_tokens * group <= kMaxTileRows
   int group = 1;                  // query heads per KV head
   int head_size = 0;
-  float scale = 1.0f;             // logit = scale * q.k, then soft cap, then ALiBi
-  float soft_cap = 0.0f;          // > 0: logit = cap * tanh(logit / cap)
+  float scale = 1.0f;     // logit = scale * q.k, then soft cap, then ALiBi
+  float soft_cap = 0.0f;  // > 0: logit = cap * tanh(logit / cap)
   // ALiBi: logit += slope * (key position - query position). Null: none. Length `group`.
   const float* alibi_slopes = nullptr;
   const int32_t* query_position = nullptr;  // [num_tokens] absolute positions (used by ALiBi)

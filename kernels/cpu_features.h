@@ -3,15 +3,11 @@
 #ifndef KERNELS_CPU_FEATURES_H_
 #define KERNELS_CPU_FEATURES_H_
 
-#include <cstdint>
 #include <string>
 
+#include "kernels/isa.h"
+
 namespace hybridgen {
-
-// Levels for which kernels are compiled, lowest first.
-enum class Isa : uint8_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
-
-const char* IsaName(Isa isa);
 
 struct CpuFeatures {
   bool avx2 = false;
@@ -26,6 +22,7 @@ struct CpuFeatures {
   bool amx_tile = false;
   bool amx_bf16 = false;
 
+  // Names of the features present, separated by spaces; "none" if there are none.
   std::string ToString() const;
 };
 
@@ -34,6 +31,9 @@ CpuFeatures DetectCpuFeatures();
 
 // Whether kernels of `isa` may run.
 bool Supports(const CpuFeatures& features, Isa isa);
+
+// What `isa` needs and the CPU lacks, separated by spaces; empty if Supports().
+std::string MissingFeatures(const CpuFeatures& features, Isa isa);
 
 }  // namespace hybridgen
 

@@ -25,7 +25,8 @@ TEST(DTypeTest, NarrowingRoundsToNearestEven) {
   EXPECT_EQ(BFloat16ToFloat(FloatToBFloat16(1.0f + 0x1p-8f)), 1.0f);
   EXPECT_EQ(BFloat16ToFloat(FloatToBFloat16(1.0f + 0x1.8p-7f)), 1.0f + 0x1p-6f);
   EXPECT_EQ(BFloat16ToFloat(FloatToBFloat16(1.0f + 0x1.01p-8f)), 1.0f + 0x1p-7f);
-  EXPECT_EQ(BFloat16ToFloat(FloatToBFloat16(std::numeric_limits<float>::max())), std::numeric_limits<float>::infinity());
+  EXPECT_EQ(BFloat16ToFloat(FloatToBFloat16(std::numeric_limits<float>::max())),
+            std::numeric_limits<float>::infinity());
 }
 
 }  // namespace

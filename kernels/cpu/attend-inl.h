@@ -1,0 +1,318 @@
+// Attention of a tile of rows over a list of pages: online softmax over chunks of 16-token groups. Textually included
+// once per ISA, after tile-inl.h.
+#ifndef KERNELS_CPU_ATTEND_INL_H_
+#define KERNELS_CPU_ATTEND_INL_H_
+
+namespace hybridgen {
+namespace {
+
+// 16 consecutive tokens of one page.
+struct Group {
+  const char* k;  // [dims][16 tokens] as ScoreRows reads it; kStrided: row of the first token
+  const char* v;
+  int32_t position;  // of the first token
+  int32_t valid;     // tokens that exist, 1 to 16
+};
+
+// Tokens [lo, hi) of a group that one query token sees; lo >= hi: none.
+struct Span {
+  int lo;
+  int hi;
+};
+
+HG_INLINE Span Visible(const Group& group, int32_t begin, int32_t end) {
+  // Compared before subtracting: begin and end may be anything, such as INT32_MAX for "no limit".
+  const int lo = begin <= group.position ? 0 : (begin >= group.position + 16 ? 16 : begin - group.position);
+  const int hi = end >= group.position + group.valid ? group.valid : (end <= group.position ? 0 : end - group.position);
+  return {lo, hi};
+}
+
+using ScoreFn = void (*)(const char* const*, int, const float*, int, float*);
+using SumFn = void (*)(const ValueGroups&, const ValueLayout&, int, const float*, float*);
+using EdgeFn = void (*)(const char*, const ValueLayout&, const float*, int, int, float*);
+using SoftmaxFn = bool (*)(const QueryTile&, int, const Group* const*, int, float*, RowState, int, float*);
+
+constexpr int Log2(int x) { return x <= 1 ? 0 : 1 + Log2(x / 2); }
+constexpr int kRowBlockSizes = Log2(kRowBlock) + 1;
+
+// Everything that stays the same during one call.
+struct Call {
+  const QueryTile* tile;
+  const AttendArgs* args;
+  RowState state;
+  int rows;
+  int vecs;  // of 16 dims in a row of state.acc
+  ValueLayout layout;
+  float* q;                       // blocks of [head_size][block rows]
+  float* scores;                  // [kRowBlock][kScoreStride]
+  float* keys;                    // kStrided: [kChunkGroups][head_size][16]
+  ScoreFn score[kRowBlockSizes];  // by log2 of the block's rows
+  SumFn sum[kRowBlockSizes];
+  EdgeFn edge;
+  SoftmaxFn softmax;
+};
+
+HG_INLINE int BlockSizeIndex(int rows) {
+  int index = 0;
+  while ((1 << index) < rows) ++index;
+  return index;
+}
+
+// Turns one row's scores into weights exp(logit - max) and folds the maximum and sum into the row's state. *decay: the
+// factor for what was accumulated before. False: a logit is +inf.
+template <bool kSoftCap, bool kAlibi>
+bool SoftmaxRow(const QueryTile& tile, int row, const Group* const* groups, int num_groups, float* scores,
+                RowState state, int state_row, float* decay) {
+  const int token = row / tile.group;
+  const int32_t begin = tile.kv_begin[token];
+  const int32_t end = tile.kv_end[token];
+  const Vec scale = Set(tile.scale);
+  Vec max = Set(kMinusInfinity);
+  for (int i = 0; i < num_groups; ++i) {
+    Vec x = Mul(Load(scores + 16 * i), scale);
+    if constexpr (kSoftCap) x = Mul(Tanh(Mul(x, Set(1.0f / tile.soft_cap))), Set(tile.soft_cap));
+    if constexpr (kAlibi) {
+      alignas(64) static constexpr float kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+      const float distance = static_cast<float>(groups[i]->position - tile.query_position[token]);
+      x = Fma(Add(Set(distance), Load(kLane)), Set(tile.alibi_slopes[row % tile.group]), x);
+    }
+    const Span span = Visible(*groups[i], begin, end);
+    if (span.lo > 0 || span.hi < 16) x = KeepLanes(x, span.lo, span.hi, kMinusInfinity);
+    Store(scores + 16 * i, x);
+    max = Max(max, x);
+  }
+  const float old_max = state.max[state_row];
+  const float chunk_max = HorizontalMax(max);
+  const float new_max = old_max > chunk_max ? old_max : chunk_max;
+  if (new_max == -kMinusInfinity) return false;
+  // All -inf so far: any finite reference gives weights of 0, while -inf - -inf would be NaN.
+  const float reference = new_max == kMinusInfinity ? 0.0f : new_max;
+  Vec sum = Zero();
+  for (int i = 0; i < num_groups; ++i) {
+    const Vec p = Exp(Sub(Load(scores + 16 * i), Set(reference)));
+    Store(scores + 16 * i, p);
+    sum = Add(sum, p);
+  }
+  *decay = Exp(old_max - reference);
+  state.max[state_row] = new_max;
+  state.sum[state_row] = state.sum[state_row] * *decay + HorizontalSum(sum);
+  return true;
+}
+
+// One block of rows over one chunk.
+bool AttendRows(const Call& call, const Group* chunk, int num_groups, int first_row) {
+  const QueryTile& tile = *call.tile;
+  const int rows = AtMost(kRowBlock, call.rows - first_row);
+  const int first_token = first_row / tile.group;
+  const int last_token = (first_row + rows - 1) / tile.group;
+
+  const Group* seen[kChunkGroups];  // by at least one row
+  const char* keys[kChunkGroups];
+  bool whole[kChunkGroups];  // by every row, all 16 tokens
+  int num_seen = 0;
+  for (int i = 0; i < num_groups; ++i) {
+    bool any = false;
+    bool all = true;
+    for (int token = first_token; token <= last_token; ++token) {
+      const Span span = Visible(chunk[i], tile.kv_begin[token], tile.kv_end[token]);
+      any |= span.lo < span.hi;
+      all &= span.lo == 0 && span.hi == 16;
+    }
+    if (!any) continue;
+    seen[num_seen] = &chunk[i];
+    keys[num_seen] = chunk[i].k;
+    whole[num_seen] = all;
+    ++num_seen;
+  }
+  if (num_seen == 0) return true;
+
+  const int size = BlockSizeIndex(rows);
+  call.score[size](keys, num_seen, call.q + static_cast<size_t>(first_row) * tile.head_size, tile.head_size,
+                   call.scores);
+
+  float decay[kRowBlock];
+  for (int r = 0; r < rows; ++r) {
+    if (!call.softmax(tile, first_row + r, seen, num_seen, call.scores + r * kScoreStride, call.state, first_row + r,
+                      &decay[r])) {
+      return false;
+    }
+  }
+
+  ValueGroups groups;
+  groups.count = 0;
+  for (int i = 0; i < num_seen; ++i) {
+    if (!whole[i]) continue;
+    groups.v[groups.count] = seen[i]->v;
+    groups.p[groups.count] = call.scores + 16 * i;
+    ++groups.count;
+  }
+  float* acc = call.state.acc + static_cast<size_t>(first_row) * call.vecs * 16;
+  call.sum[size](groups, call.layout, rows, decay, acc);
+
+  for (int i = 0; i < num_seen; ++i) {
+    if (whole[i]) continue;
+    for (int r = 0; r < rows; ++r) {
+      const int token = (first_row + r) / tile.group;
+      const Span span = Visible(*seen[i], tile.kv_begin[token], tile.kv_end[token]);
+      call.edge(seen[i]->v, call.layout, call.scores + r * kScoreStride + 16 * i, span.lo, span.hi,
+                acc + static_cast<size_t>(r) * call.vecs * 16);
+    }
+  }
+  return true;
+}
+
+// Rows of a strided group -> float32 [head_size][16], the form of a packed group. Tokens that do not exist are zeros
+// and are not read.
+void TransposeKeys(const Group& group, DType dtype, int64_t token_bytes, int head_size, float* out) {
+  for (int dim = 0; dim < head_size; dim += 16) {
+    Vec block[16];
+    for (int t = 0; t < 16; ++t) {
+      block[t] = t < group.valid ? LoadRow(group.k + t * token_bytes, dtype, dim, head_size) : Zero();
+    }
+    Transpose16(block);
+    const int dims = AtMost(16, head_size - dim);
+    for (int d = 0; d < dims; ++d) Store(out + static_cast<size_t>(dim + d) * 16, block[d]);
+  }
+}
+
+bool AttendChunk(const Call& call, Group* chunk, int num_groups) {
+  const PageGeometry& geometry = call.args->geometry;
+  if (geometry.format == PageFormat::kStrided) {
+    const int64_t token_bytes = geometry.k_token_stride * static_cast<int64_t>(BytesOf(geometry.dtype));
+    for (int i = 0; i < num_groups; ++i) {
+      float* keys = call.keys + static_cast<size_t>(i) * 16 * geometry.head_size;
+      TransposeKeys(chunk[i], geometry.dtype, token_bytes, geometry.head_size, keys);
+      chunk[i].k = reinterpret_cast<const char*>(keys);
+    }
+  }
+  for (int row = 0; row < call.rows; row += kRowBlock) {
+    if (!AttendRows(call, chunk, num_groups, row)) return false;
+  }
+  return true;
+}
+
+// Queries as float32, each block of rows [head_size][block rows], filled up with zeros to 1, 2, 4, ... rows.
+void PackQueries(const QueryTile& tile, int rows, float* out) {
+  const int64_t element = static_cast<int64_t>(BytesOf(tile.dtype));
+  for (int first = 0; first < rows; first += kRowBlock) {
+    const int count = AtMost(kRowBlock, rows - first);
+    const int block = 1 << BlockSizeIndex(count);
+    float* q = out + static_cast<size_t>(first) * tile.head_size;
+    for (int r = 0; r < block; ++r) {
+      const int token = (first + r) / tile.group;
+      const int head = (first + r) % tile.group;
+      const char* row =
+          static_cast<const char*>(tile.q) + (token * tile.token_stride + head * tile.head_stride) * element;
+      for (int dim = 0; dim < tile.head_size; dim += 16) {
+        float lanes[16];
+        Store(lanes, r < count ? LoadRow(row, tile.dtype, dim, tile.head_size) : Zero());
+        const int dims = AtMost(16, tile.head_size - dim);
+        for (int d = 0; d < dims; ++d) q[(dim + d) * block + r] = lanes[d];
+      }
+    }
+  }
+}
+
+template <Elements kElements>
+void SetScore(Call& call) {
+  call.score[0] = ScoreRows<kElements, 1>;
+  call.score[1] = ScoreRows<kElements, 2>;
+  if constexpr (kRowBlock > 2) call.score[2] = ScoreRows<kElements, 4>;
+  if constexpr (kRowBlock > 4) call.score[3] = ScoreRows<kElements, 8>;
+}
+
+template <Elements kElements>
+void SetSum(Call& call) {
+  call.sum[0] = SumRows<kElements, 1>;
+  call.sum[1] = SumRows<kElements, 2>;
+  if constexpr (kRowBlock > 2) call.sum[2] = SumRows<kElements, 4>;
+  if constexpr (kRowBlock > 4) call.sum[3] = SumRows<kElements, 8>;
+  call.edge = SumEdge<kElements>;
+}
+
+void SelectFunctions(Call& call) {
+  const PageGeometry& geometry = call.args->geometry;
+  const bool packed = geometry.format == PageFormat::kPackedV1;
+  switch (geometry.dtype) {
+    case DType::kFloat32:
+      SetScore<Elements::kF32>(call);
+      SetSum<Elements::kF32>(call);
+      break;
+    case DType::kFloat16:
+      packed ? SetScore<Elements::kF16>(call) : SetScore<Elements::kF32>(call);
+      SetSum<Elements::kF16>(call);
+      break;
+    case DType::kBFloat16:
+      packed ? SetScore<Elements::kBF16Pairs>(call) : SetScore<Elements::kF32>(call);
+      packed ? SetSum<Elements::kBF16Pairs>(call) : SetSum<Elements::kBF16>(call);
+      break;
+  }
+  const bool cap = call.tile->soft_cap > 0.0f;
+  const bool alibi = call.tile->alibi_slopes != nullptr;
+  call.softmax = cap ? (alibi ? SoftmaxRow<true, true> : SoftmaxRow<true, false>)
+                     : (alibi ? SoftmaxRow<false, true> : SoftmaxRow<false, false>);
+}
+
+// The part of the address arithmetic that is the same for all pages, in bytes.
+struct Addressing {
+  int64_t k_head;  // of this KV head in a page
+  int64_t v_head;
+  int64_t k_group;  // from one 16-token group to the next
+  int64_t v_group;
+};
+
+Addressing SetLayout(Call& call) {
+  const PageGeometry& g = call.args->geometry;
+  const int64_t element = static_cast<int64_t>(BytesOf(g.dtype));
+  if (g.format == PageFormat::kPackedV1) {
+    call.layout = {16 * g.page_tokens * element, 16 * element, call.vecs, 0};
+    const int64_t head = call.args->kv_head * static_cast<int64_t>(g.page_tokens) * call.vecs * 16 * element;
+    return {head, head, 16 * call.vecs * 16 * element, 16 * 16 * element};
+  }
+  call.layout = {16 * element, g.v_token_stride * element, g.head_size / 16, g.head_size % 16 != 0};
+  return {call.args->kv_head * g.k_head_stride * element, call.args->kv_head * g.v_head_stride * element,
+          16 * g.k_token_stride * element, 16 * g.v_token_stride * element};
+}
+
+KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState state, void* scratch) {
+  Call call;
+  call.tile = &tile;
+  call.args = &args;
+  call.state = state;
+  call.rows = tile.num_tokens * tile.group;
+  call.vecs = (tile.head_size + 15) / 16;
+  call.q = static_cast<float*>(scratch);
+  call.scores = call.q + ScratchQueryFloats(tile.head_size);
+  call.keys = call.scores + ScratchScoreFloats();
+  SelectFunctions(call);
+  const Addressing address = SetLayout(call);
+  PackQueries(tile, call.rows, call.q);
+
+  Group chunk[kChunkGroups];
+  int count = 0;
+  for (int i = 0; i < args.num_pages; ++i) {
+    const KvPage& page = args.pages[i];
+    const char* k = reinterpret_cast<const char*>(args.k_base + page.k) + address.k_head;
+    const char* v = reinterpret_cast<const char*>(args.v_base + page.v) + address.v_head;
+    for (int t = 0; t < page.num_tokens; t += 16, k += address.k_group, v += address.v_group) {
+      const Group group = {k, v, page.first_position + t, AtMost(16, page.num_tokens - t)};
+      bool seen = false;
+      for (int token = 0; token < tile.num_tokens && !seen; ++token) {
+        const Span span = Visible(group, tile.kv_begin[token], tile.kv_end[token]);
+        seen = span.lo < span.hi;
+      }
+      if (!seen) continue;  // not read at all: the page may be poisoned
+      chunk[count++] = group;
+      if (count < kChunkGroups) continue;
+      if (!AttendChunk(call, chunk, count)) return KernelResult::kInfiniteLogit;
+      count = 0;
+    }
+  }
+  if (count > 0 && !AttendChunk(call, chunk, count)) return KernelResult::kInfiniteLogit;
+  return KernelResult::kOk;
+}
+
+}  // namespace
+}  // namespace hybridgen
+
+#endif  // KERNELS_CPU_ATTEND_INL_H_

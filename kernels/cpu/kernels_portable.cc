@@ -1,0 +1,27 @@
+// The portable row of the kernel table: the shared kernels of this folder compiled for one ISA.
+//
+// One definition per ISA: everything compiled here has internal linkage, apart from the row itself. An inline or
+// template function with external linkage would be emitted into each of these objects, and the linker would keep one
+// copy for the whole program: possibly one with instructions that the CPU lacks. Hence no library headers beyond
+// fixed-width integers, and isolation_test.sh looks for weak symbols in the object.
+#include "kernels/cpu/kernel_sets.h"
+#include "kernels/page_copy.h"
+#include "kernels/scratch.h"
+
+// The order is part of the meaning: the vector type first, then what is written in its terms.
+// clang-format off
+#include "kernels/cpu/vec_portable.h"
+#include "kernels/cpu/math-inl.h"
+#include "kernels/cpu/elements-inl.h"
+#include "kernels/cpu/rows-inl.h"
+#include "kernels/cpu/tile-inl.h"
+#include "kernels/cpu/attend-inl.h"
+// clang-format on
+
+namespace hybridgen {
+
+const KernelSet kPortableKernels = {
+    "portable", Isa::kPortable, InitRows, Attend, FinalizeRows, MergeRows, WriteKv, ConvertPage,
+};
+
+}  // namespace hybridgen

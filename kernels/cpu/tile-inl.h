@@ -1,0 +1,180 @@
+// The two inner products of attention on register blocks: scores = q.K and out += p.V, for up to kRowBlock query rows
+// that share every load. Textually included once per ISA, after elements-inl.h.
+//
+// All loops run over 16-token groups. Rows come in blocks of 1, 2, 4 or 8; a block is filled up with rows of zeros
+// whose results nobody reads, so that no K or V byte is loaded twice for the sake of an odd group size.
+#ifndef KERNELS_CPU_TILE_INL_H_
+#define KERNELS_CPU_TILE_INL_H_
+
+#define HG_UNROLL _Pragma("GCC unroll 16")
+
+namespace hybridgen {
+namespace {
+
+constexpr int AtMost(int limit, int x) { return x < limit ? x : limit; }
+
+// scores[row * kScoreStride + 16 * i + t] = q[row] . K[token t of group i]. A group is [head_size][16] elements (pairs:
+// [head_size / 2][16][2]) at k[i]; q is [head_size][kRows]. Writes up to kChunkGroups groups, num_groups rounded up.
+template <Elements kElements, int kRows>
+void ScoreRows(const char* const* k, int num_groups, const float* q, int head_size, float* scores) {
+  constexpr int kGroups = AtMost(4, kAccumulatorVecs / kRows);
+  static_assert(kChunkGroups % kGroups == 0, "a short last block writes whole blocks of groups");
+  constexpr int kStep = kElements == Elements::kBF16Pairs ? 2 : 1;
+  constexpr int kStepBytes = kElements == Elements::kF16 ? 32 : 64;
+  for (int first = 0; first < num_groups; first += kGroups) {
+    const char* p[kGroups];
+    HG_UNROLL
+    for (int i = 0; i < kGroups; ++i) p[i] = k[AtMost(num_groups - 1, first + i)];
+    Vec acc[kGroups][kRows];
+    HG_UNROLL
+    for (int i = 0; i < kGroups; ++i) {
+      HG_UNROLL
+      for (int r = 0; r < kRows; ++r) acc[i][r] = Zero();
+    }
+    size_t offset = 0;
+    for (const float *qd = q, *end = q + static_cast<size_t>(head_size) * kRows; qd != end; qd += kStep * kRows) {
+      Vec x[kGroups][kStep];
+      HG_UNROLL
+      for (int i = 0; i < kGroups; ++i) {
+        if constexpr (kElements == Elements::kBF16Pairs) {
+          LoadBF16Pairs(p[i] + offset, x[i][0], x[i][1]);
+        } else {
+          x[i][0] = LoadElements<kElements>(p[i] + offset);
+        }
+      }
+      HG_UNROLL
+      for (int s = 0; s < kStep; ++s) {
+        HG_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          const Vec qr = Set(qd[s * kRows + r]);
+          HG_UNROLL
+          for (int i = 0; i < kGroups; ++i) acc[i][r] = Fma(x[i][s], qr, acc[i][r]);
+        }
+      }
+      offset += kStepBytes;
+    }
+    HG_UNROLL
+    for (int i = 0; i < kGroups; ++i) {
+      HG_UNROLL
+      for (int r = 0; r < kRows; ++r) Store(scores + r * kScoreStride + (first + i) * 16, acc[i][r]);
+    }
+  }
+}
+
+// V as the inner loops see it, the same for every group of a call. Token t, dims [16 j, 16 j + 16) of a group lie at
+// v + j * vec_stride + t * token_stride; pairs: of tokens t and t + 1, t even.
+struct ValueLayout {
+  int64_t vec_stride;    // bytes
+  int64_t token_stride;  // bytes
+  int full_vecs;         // vectors of 16 dims
+  int half_vecs;         // 0 or 1: vectors of 8 dims behind them
+};
+
+// Groups that every row of a block sees in full.
+struct ValueGroups {
+  int count;
+  const char* v[kChunkGroups];
+  const float* p[kChunkGroups];  // weights of row 0; those of row r lie kScoreStride floats further each
+};
+
+template <Elements kElements, Extent kExtent, int kRows, int kVecs>
+void SumBlock(const ValueGroups& groups, const ValueLayout& layout, int j, int rows, const float* decay, float* acc) {
+  Vec sum[kVecs][kRows];
+  HG_UNROLL
+  for (int i = 0; i < kVecs; ++i) {
+    HG_UNROLL
+    for (int r = 0; r < kRows; ++r) sum[i][r] = Zero();
+  }
+  constexpr int kStep = kElements == Elements::kBF16Pairs ? 2 : 1;
+  for (int g = 0; g < groups.count; ++g) {
+    const char* v = groups.v[g] + j * layout.vec_stride;
+    const float* p = groups.p[g];
+    for (int t = 0; t < 16; t += kStep) {
+      Vec x[kVecs][kStep];
+      HG_UNROLL
+      for (int i = 0; i < kVecs; ++i) {
+        if constexpr (kElements == Elements::kBF16Pairs) {
+          LoadBF16Pairs(v + i * layout.vec_stride, x[i][0], x[i][1]);
+        } else {
+          x[i][0] = LoadElements<kElements, kExtent>(v + i * layout.vec_stride);
+        }
+      }
+      HG_UNROLL
+      for (int s = 0; s < kStep; ++s) {
+        HG_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          const Vec pr = Set(p[r * kScoreStride + t + s]);
+          HG_UNROLL
+          for (int i = 0; i < kVecs; ++i) sum[i][r] = Fma(x[i][s], pr, sum[i][r]);
+        }
+      }
+      v += kStep * layout.token_stride;
+    }
+  }
+  const int vecs = layout.full_vecs + layout.half_vecs;
+  HG_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    if (r >= rows) break;
+    float* a = acc + (static_cast<size_t>(r) * vecs + j) * 16;
+    HG_UNROLL
+    for (int i = 0; i < kVecs; ++i) Store(a + 16 * i, Fma(Load(a + 16 * i), Set(decay[r]), sum[i][r]));
+  }
+}
+
+template <Elements kElements, int kRows, int kVecs>
+void SumColumns(const ValueGroups& groups, const ValueLayout& layout, int j, int rows, const float* decay, float* acc) {
+  for (; j + kVecs <= layout.full_vecs; j += kVecs) {
+    SumBlock<kElements, Extent::kFull, kRows, kVecs>(groups, layout, j, rows, decay, acc);
+  }
+  if constexpr (kVecs > 1) {
+    SumColumns<kElements, kRows, kVecs / 2>(groups, layout, j, rows, decay, acc);
+  } else if constexpr (kElements != Elements::kBF16Pairs) {
+    if (layout.half_vecs > 0) SumBlock<kElements, Extent::kHalf, kRows, 1>(groups, layout, j, rows, decay, acc);
+  }
+}
+
+// acc[row] = acc[row] * decay[row] + sum over the groups' tokens of p[row][token] * V[token], for `rows` <= kRows rows.
+template <Elements kElements, int kRows>
+void SumRows(const ValueGroups& groups, const ValueLayout& layout, int rows, const float* decay, float* acc) {
+  SumColumns<kElements, kRows, AtMost(8, kAccumulatorVecs / kRows)>(groups, layout, 0, rows, decay, acc);
+}
+
+template <Elements kElements, Extent kExtent>
+HG_INLINE void AddTokens(const char* v, const ValueLayout& layout, const float* p, int lo, int hi, float* acc) {
+  Vec sum = Load(acc);
+  for (int t = lo; t < hi; ++t) {
+    Vec x;
+    if constexpr (kElements == Elements::kBF16Pairs) {
+      Vec other;
+      if (t % 2 == 0) {
+        LoadBF16Pairs(v + t * layout.token_stride, x, other);
+      } else {
+        LoadBF16Pairs(v + (t - 1) * layout.token_stride, other, x);
+      }
+    } else {
+      x = LoadElements<kElements, kExtent>(v + t * layout.token_stride);
+    }
+    sum = Fma(x, Set(p[t]), sum);
+  }
+  Store(acc, sum);
+}
+
+// acc += sum over tokens [lo, hi) of one group of p[t] * V[t], for one row. Nothing of the other tokens enters, not
+// even times zero: their V may be NaN.
+template <Elements kElements>
+void SumEdge(const char* v, const ValueLayout& layout, const float* p, int lo, int hi, float* acc) {
+  for (int j = 0; j < layout.full_vecs; ++j) {
+    AddTokens<kElements, Extent::kFull>(v + j * layout.vec_stride, layout, p, lo, hi, acc + 16 * j);
+  }
+  if constexpr (kElements != Elements::kBF16Pairs) {
+    if (layout.half_vecs > 0) {
+      const int j = layout.full_vecs;
+      AddTokens<kElements, Extent::kHalf>(v + j * layout.vec_stride, layout, p, lo, hi, acc + 16 * j);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace hybridgen
+
+#endif  // KERNELS_CPU_TILE_INL_H_

@@ -1,0 +1,187 @@
+// Sixteen floats in plain C++ on the compiler's four-float vectors, which every 64-bit CPU has. This header also says
+// what each function of the three vec_*.h means; they differ only in how.
+#ifndef KERNELS_CPU_VEC_PORTABLE_H_
+#define KERNELS_CPU_VEC_PORTABLE_H_
+
+#include <cstdint>
+
+#include "kernels/dtype.h"
+
+#define HG_INLINE static inline __attribute__((always_inline))
+
+namespace hybridgen {
+namespace {
+
+struct Vec {
+  typedef float Quad __attribute__((vector_size(16)));
+  Quad q[4];
+};
+
+constexpr int kRowBlock = 2;         // most query rows that share a load
+constexpr int kAccumulatorVecs = 2;  // eight of the 16 registers of baseline x86-64
+
+template <typename F>
+HG_INLINE Vec PerQuad(F f) {
+  return {{f(0), f(1), f(2), f(3)}};
+}
+
+HG_INLINE Vec Set(float x) {
+  return PerQuad([&](int) __attribute__((always_inline)) { return Vec::Quad{x, x, x, x}; });
+}
+HG_INLINE Vec Zero() { return Set(0.0f); }
+// Any alignment.
+HG_INLINE Vec Load(const float* p) {
+  Vec x;
+  __builtin_memcpy(&x, p, sizeof(x));
+  return x;
+}
+HG_INLINE void Store(float* p, Vec x) { __builtin_memcpy(p, &x, sizeof(x)); }
+HG_INLINE Vec Add(const Vec& a, const Vec& b) {
+  return PerQuad([&](int i) __attribute__((always_inline)) { return a.q[i] + b.q[i]; });
+}
+HG_INLINE Vec Sub(const Vec& a, const Vec& b) {
+  return PerQuad([&](int i) __attribute__((always_inline)) { return a.q[i] - b.q[i]; });
+}
+HG_INLINE Vec Mul(const Vec& a, const Vec& b) {
+  return PerQuad([&](int i) __attribute__((always_inline)) { return a.q[i] * b.q[i]; });
+}
+HG_INLINE Vec Div(const Vec& a, const Vec& b) {
+  return PerQuad([&](int i) __attribute__((always_inline)) { return a.q[i] / b.q[i]; });
+}
+// a * b + c.
+HG_INLINE Vec Fma(const Vec& a, const Vec& b, const Vec& c) {
+  return PerQuad([&](int i) __attribute__((always_inline)) { return a.q[i] * b.q[i] + c.q[i]; });
+}
+// b where either is NaN.
+HG_INLINE Vec Max(const Vec& a, const Vec& b) {
+  return PerQuad([&](int i) __attribute__((always_inline)) { return a.q[i] > b.q[i] ? a.q[i] : b.q[i]; });
+}
+
+// To the nearest integer, for |x| < 2^22: adding and taking away 1.5 * 2^23 leaves no fraction bits.
+HG_INLINE Vec Round(const Vec& x) {
+  return PerQuad([&](int i) __attribute__((always_inline)) { return (x.q[i] + 0x1.8p23f) - 0x1.8p23f; });
+}
+
+// x * 2^n for integral n in [-126, 127]; NaN where x is NaN.
+HG_INLINE Vec ScaleByPowerOfTwo(const Vec& x, const Vec& n) {
+  typedef uint32_t BitsQuad __attribute__((vector_size(16)));
+  return PerQuad([&](int i) __attribute__((always_inline)) {
+    // The low bits of n + 1.5 * 2^23 are n. Multiplied, not added to x's exponent: garbage bits must not heal a NaN.
+    const BitsQuad power = (reinterpret_cast<BitsQuad>(n.q[i] + 0x1.8p23f) + 127u) << 23;
+    return x.q[i] * reinterpret_cast<Vec::Quad>(power);
+  });
+}
+
+// 0 where test < limit, else x (also where test is NaN).
+HG_INLINE Vec ZeroWhereBelow(const Vec& x, const Vec& test, float limit) {
+  const Vec bound = Set(limit);
+  return PerQuad([&](int i) __attribute__((always_inline)) { return test.q[i] < bound.q[i] ? Vec::Quad{} : x.q[i]; });
+}
+
+// x in lanes [lo, hi), `other` elsewhere. 0 <= lo, hi <= 16.
+HG_INLINE Vec KeepLanes(const Vec& x, int lo, int hi, float other) {
+  float lanes[16];
+  Store(lanes, x);
+  for (int i = 0; i < 16; ++i) lanes[i] = i >= lo && i < hi ? lanes[i] : other;
+  return Load(lanes);
+}
+
+HG_INLINE Vec Abs(const Vec& x) {
+  return PerQuad([&](int i) __attribute__((always_inline)) { return x.q[i] < Vec::Quad{} ? -x.q[i] : x.q[i]; });
+}
+// |magnitude| with the sign of `sign`; magnitude >= 0.
+HG_INLINE Vec CopySign(const Vec& magnitude, const Vec& sign) {
+  return PerQuad([&](int i) __attribute__((always_inline)) {
+    return sign.q[i] < Vec::Quad{} ? -magnitude.q[i] : magnitude.q[i];
+  });
+}
+
+HG_INLINE float HorizontalMax(const Vec& x) {
+  float lanes[16];
+  Store(lanes, x);
+  float m = lanes[0];
+  for (int i = 1; i < 16; ++i) m = m > lanes[i] ? m : lanes[i];
+  return m;
+}
+HG_INLINE float HorizontalSum(const Vec& x) {
+  const Vec::Quad s = (x.q[0] + x.q[2]) + (x.q[1] + x.q[3]);
+  return (s[0] + s[2]) + (s[1] + s[3]);
+}
+
+HG_INLINE uint16_t Bits16(const void* p, int i) {
+  uint16_t bits;
+  __builtin_memcpy(&bits, static_cast<const char*>(p) + 2 * i, sizeof(bits));
+  return bits;
+}
+
+template <int n, typename F>
+HG_INLINE Vec Gather(F f) {
+  float lanes[16] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = f(i);
+  return Load(lanes);
+}
+
+// 16 consecutive elements, widened.
+HG_INLINE Vec LoadF16(const void* p) {
+  return Gather<16>([&](int i) { return Float16ToFloat(Bits16(p, i)); });
+}
+HG_INLINE Vec LoadBF16(const void* p) {
+  return Gather<16>([&](int i) { return BFloat16ToFloat(Bits16(p, i)); });
+}
+// 8 consecutive elements, nothing read beyond them; lanes 8-15 are 0.
+HG_INLINE Vec LoadHalf(const float* p) {
+  Vec x = Zero();
+  __builtin_memcpy(&x, p, sizeof(x) / 2);
+  return x;
+}
+HG_INLINE Vec LoadHalfF16(const void* p) {
+  return Gather<8>([&](int i) { return Float16ToFloat(Bits16(p, i)); });
+}
+HG_INLINE Vec LoadHalfBF16(const void* p) {
+  return Gather<8>([&](int i) { return BFloat16ToFloat(Bits16(p, i)); });
+}
+// 16 consecutive pairs: their first and their second elements.
+HG_INLINE void LoadBF16Pairs(const void* p, Vec& even, Vec& odd) {
+  even = Gather<16>([&](int i) { return BFloat16ToFloat(Bits16(p, 2 * i)); });
+  odd = Gather<16>([&](int i) { return BFloat16ToFloat(Bits16(p, 2 * i + 1)); });
+}
+
+template <int n, typename F>
+HG_INLINE void StoreNarrow(void* p, const Vec& x, F f) {
+  float lanes[16];
+  Store(lanes, x);
+  uint16_t bits[n];
+  for (int i = 0; i < n; ++i) bits[i] = f(lanes[i]);
+  __builtin_memcpy(p, bits, sizeof(bits));
+}
+
+// All 16 lanes, or the first 8, narrowed to nearest even. Any alignment.
+HG_INLINE void StoreF16(void* p, const Vec& x) {
+  StoreNarrow<16>(p, x, [](float f) { return FloatToFloat16(f); });
+}
+HG_INLINE void StoreBF16(void* p, const Vec& x) {
+  StoreNarrow<16>(p, x, [](float f) { return FloatToBFloat16(f); });
+}
+HG_INLINE void StoreHalf(float* p, const Vec& x) { __builtin_memcpy(p, &x, sizeof(x) / 2); }
+HG_INLINE void StoreHalfF16(void* p, const Vec& x) {
+  StoreNarrow<8>(p, x, [](float f) { return FloatToFloat16(f); });
+}
+HG_INLINE void StoreHalfBF16(void* p, const Vec& x) {
+  StoreNarrow<8>(p, x, [](float f) { return FloatToBFloat16(f); });
+}
+
+// Lane j of row i becomes lane i of row j.
+HG_INLINE void Transpose16(Vec (&r)[16]) {
+  float rows[16][16];
+  float columns[16][16];
+  __builtin_memcpy(rows, r, sizeof(rows));
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) columns[j][i] = rows[i][j];
+  }
+  __builtin_memcpy(r, columns, sizeof(columns));
+}
+
+}  // namespace
+}  // namespace hybridgen
+
+#endif  // KERNELS_CPU_VEC_PORTABLE_H_

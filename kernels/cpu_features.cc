@@ -1,0 +1,75 @@
+// Feature detection through the compiler's CPU model, which includes the operating system's register support.
+#include "kernels/cpu_features.h"
+
+#include <string>
+#include <utility>
+
+namespace hybridgen {
+namespace {
+
+void Append(std::string& list, const char* name) {
+  if (!list.empty()) list += ' ';
+  list += name;
+}
+
+}  // namespace
+
+std::string CpuFeatures::ToString() const {
+  std::string list;
+  const std::pair<bool, const char*> features[] = {
+      {avx2, "avx2"},
+      {fma, "fma"},
+      {f16c, "f16c"},
+      {avx512f, "avx512f"},
+      {avx512bw, "avx512bw"},
+      {avx512dq, "avx512dq"},
+      {avx512vl, "avx512vl"},
+      {avx512_bf16, "avx512_bf16"},
+      {avx512_fp16, "avx512_fp16"},
+      {amx_tile, "amx_tile"},
+      {amx_bf16, "amx_bf16"},
+  };
+  for (const auto& [present, name] : features) {
+    if (present) Append(list, name);
+  }
+  return list.empty() ? "none" : list;
+}
+
+CpuFeatures DetectCpuFeatures() {
+  CpuFeatures features;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  features.avx2 = __builtin_cpu_supports("avx2");
+  features.fma = __builtin_cpu_supports("fma");
+  features.f16c = __builtin_cpu_supports("f16c");
+  features.avx512f = __builtin_cpu_supports("avx512f");
+  features.avx512bw = __builtin_cpu_supports("avx512bw");
+  features.avx512dq = __builtin_cpu_supports("avx512dq");
+  features.avx512vl = __builtin_cpu_supports("avx512vl");
+  features.avx512_bf16 = __builtin_cpu_supports("avx512bf16");
+  features.avx512_fp16 = __builtin_cpu_supports("avx512fp16");
+  features.amx_tile = __builtin_cpu_supports("amx-tile");
+  features.amx_bf16 = __builtin_cpu_supports("amx-bf16");
+#endif
+  return features;
+}
+
+std::string MissingFeatures(const CpuFeatures& features, Isa isa) {
+  std::string missing;
+  if (isa >= Isa::kAvx2) {
+    if (!features.avx2) Append(missing, "avx2");
+    if (!features.fma) Append(missing, "fma");
+    if (!features.f16c) Append(missing, "f16c");
+  }
+  if (isa >= Isa::kAvx512) {
+    if (!features.avx512f) Append(missing, "avx512f");
+    if (!features.avx512bw) Append(missing, "avx512bw");
+    if (!features.avx512dq) Append(missing, "avx512dq");
+    if (!features.avx512vl) Append(missing, "avx512vl");
+  }
+  return missing;
+}
+
+bool Supports(const CpuFeatures& features, Isa isa) { return MissingFeatures(features, isa).empty(); }
+
+}  // namespace hybridgen

@@ -1,0 +1,27 @@
+// Layout of the scratch memory of one attend call; constants only, shared by its size function and the kernels.
+#ifndef KERNELS_SCRATCH_H_
+#define KERNELS_SCRATCH_H_
+
+#include "kernels/attention.h"
+
+namespace hybridgen {
+
+// Tokens are attended in chunks of up to this many 16-token groups, which may come from several pages: enough
+// independent streams for the memory system with 16-token pages, few enough that a chunk of K and V stays in L2.
+constexpr int kChunkGroups = 8;
+
+// Query rows that share every load of K and V; the largest over all ISA levels.
+constexpr int kMaxRowBlock = 8;
+
+// Floats between the score rows of two query rows. The last group is never used: rows 512 bytes apart would
+// compete for the same cache sets.
+constexpr int kScoreStride = (kChunkGroups + 1) * 16;
+
+// Floats of each part, in this order; each a multiple of 16. Internal linkage for the sake of the ISA sources.
+static constexpr size_t ScratchQueryFloats(int head_size) { return static_cast<size_t>(kMaxTileRows) * head_size; }
+static constexpr size_t ScratchScoreFloats() { return static_cast<size_t>(kMaxRowBlock) * kScoreStride; }
+static constexpr size_t ScratchKeyFloats(int head_size) { return static_cast<size_t>(kChunkGroups) * 16 * head_size; }
+
+}  // namespace hybridgen
+
+#endif  // KERNELS_SCRATCH_H_

@@ -1,0 +1,314 @@
+// Construction and comparison of attention problems over pages.
+#include "kernels/testing/attend_case.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+#include "kernels/kernel_table.h"
+#include "kernels/testing/red_zone.h"
+
+namespace hybridgen {
+namespace {
+
+// Not mapped on any Linux: reading it ends the test.
+constexpr uint64_t kPoisonedPage = 4096 - 64;
+
+PageGeometry MakeGeometry(const AttendCase& c, PageFormat format) {
+  PageGeometry g;
+  g.format = format;
+  g.dtype = c.dtype;
+  g.page_tokens = c.page_tokens;
+  g.kv_heads = c.kv_heads;
+  g.head_size = c.head_size;
+  // By turns: K and V of a token in one row, head-major (what engines use), and token-major with odd gaps between rows,
+  // which leaves rows aligned to their element only.
+  if (c.seed % 2 == 0) {
+    g.k_token_stride = g.v_token_stride = 2 * c.head_size;
+    g.k_head_stride = g.v_head_stride = static_cast<int64_t>(c.page_tokens) * 2 * c.head_size;
+  } else {
+    g.k_head_stride = c.head_size + 1;
+    g.v_head_stride = c.head_size + 3;
+    g.k_token_stride = g.k_head_stride * c.kv_heads + 5;
+    g.v_token_stride = g.v_head_stride * c.kv_heads + 1;
+  }
+  return g;
+}
+
+int64_t Offset(KvRole role, const PageGeometry& g, int head, int token, int dim) {
+  if (g.format == PageFormat::kStrided) {
+    return role == KvRole::kKey ? head * g.k_head_stride + token * g.k_token_stride + dim
+                                : head * g.v_head_stride + token * g.v_token_stride + dim;
+  }
+  return role == KvRole::kKey ? PackedKeyOffset(g.dtype, g.page_tokens, g.head_size, head, token, dim)
+                              : PackedValueOffset(g.dtype, g.page_tokens, g.head_size, head, token, dim);
+}
+
+}  // namespace
+
+std::string AttendCase::ToString() const {
+  return absl::StrCat(
+      DTypeName(dtype), "->", DTypeName(output), format == PageFormat::kPackedV1 ? " packed" : " strided",
+      " page_tokens=", page_tokens, " kv_heads=", kv_heads, " group=", group, " head_size=", head_size,
+      " length=", length, " num_tokens=", num_tokens, mask == OracleInput::Mask::kCausal ? " causal" : " full",
+      " window=", window, " scale=", scale, " soft_cap=", soft_cap, " alibi=", alibi, " sinks=", sinks, " seed=", seed);
+}
+
+float RoundTo(DType dtype, float x) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return x;
+    case DType::kFloat16:
+      return Float16ToFloat(FloatToFloat16(x));
+    case DType::kBFloat16:
+      return BFloat16ToFloat(FloatToBFloat16(x));
+  }
+  return x;
+}
+
+float ReadElement(DType dtype, const void* base, int64_t index) {
+  const char* p = static_cast<const char*>(base) + index * static_cast<int64_t>(DTypeSize(dtype));
+  if (dtype == DType::kFloat32) {
+    float x;
+    std::memcpy(&x, p, sizeof(x));
+    return x;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return dtype == DType::kFloat16 ? Float16ToFloat(bits) : BFloat16ToFloat(bits);
+}
+
+void WriteElement(DType dtype, void* base, int64_t index, float x) {
+  char* p = static_cast<char*>(base) + index * static_cast<int64_t>(DTypeSize(dtype));
+  if (dtype == DType::kFloat32) {
+    std::memcpy(p, &x, sizeof(x));
+    return;
+  }
+  const uint16_t bits = dtype == DType::kFloat16 ? FloatToFloat16(x) : FloatToBFloat16(x);
+  std::memcpy(p, &bits, sizeof(bits));
+}
+
+AttendData::AttendData(const AttendCase& c) : case_(c) {
+  std::mt19937 random(c.seed);
+  std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+  const auto fill = [&](std::vector<float>& x, size_t n) {
+    x.resize(n);
+    for (float& e : x) e = RoundTo(c.dtype, uniform(random));
+  };
+  fill(query_, static_cast<size_t>(c.num_tokens) * heads() * c.head_size);
+  fill(key_, static_cast<size_t>(c.length) * c.kv_heads * c.head_size);
+  fill(value_, key_.size());
+  slopes_.resize(heads());
+  sinks_.resize(heads());
+  for (float& x : slopes_) x = 0.05f * (1.0f + uniform(random));
+  for (float& x : sinks_) x = uniform(random);
+
+  for (int kv_head = 0; kv_head < c.kv_heads; ++kv_head) {
+    OracleInput in;
+    in.num_tokens = c.num_tokens;
+    in.query_heads = c.group;
+    in.kv_heads = 1;
+    in.head_size = c.head_size;
+    in.query = [=](int token, int head, int dim) { return query(token, kv_head * case_.group + head, dim); };
+    in.key = [=](int position, int, int dim) { return key(position, kv_head, dim); };
+    in.value = [=](int position, int, int dim) { return value(position, kv_head, dim); };
+    in.scale = c.scale;
+    in.soft_cap = c.soft_cap;
+    const auto slice = [&](const std::vector<float>& x) {
+      return std::vector<float>(x.begin() + kv_head * c.group, x.begin() + (kv_head + 1) * c.group);
+    };
+    if (c.alibi) in.alibi_slopes = slice(slopes_);
+    if (c.sinks) in.sinks = slice(sinks_);
+    in.SetRanges(c.length, c.mask, c.window);
+    oracle_.push_back(in);
+  }
+  BuildPages(c.format);
+}
+
+void AttendData::BuildPages(PageFormat format) {
+  geometry_ = MakeGeometry(case_, format);
+  query_bytes_.resize(query_.size() * DTypeSize(case_.dtype));
+  for (size_t i = 0; i < query_.size(); ++i) WriteElement(case_.dtype, query_bytes_.data(), i, query_[i]);
+
+  const int page_tokens = case_.page_tokens;
+  const int num_pages = (case_.length + page_tokens - 1) / page_tokens;
+  // Both roles of a page side by side; for interleaved rows V begins one row's K further on.
+  int64_t role_elements =
+      PackedPageBytes(case_.dtype, case_.kv_heads, page_tokens, case_.head_size) / DTypeSize(case_.dtype);
+  if (format == PageFormat::kStrided) {
+    role_elements = std::max(page_tokens * geometry_.k_token_stride + case_.kv_heads * geometry_.k_head_stride,
+                             page_tokens * geometry_.v_token_stride + case_.kv_heads * geometry_.v_head_stride);
+  }
+  const bool interleaved = format == PageFormat::kStrided && case_.seed % 2 == 0;
+  const int64_t value_shift = interleaved ? case_.head_size : role_elements;
+  const int64_t page_elements = 2 * role_elements;
+  const size_t element = DTypeSize(case_.dtype);
+  page_bytes_.assign(page_elements * num_pages * element, 0xff);  // NaN in every dtype
+
+  std::vector<int> place(num_pages);
+  for (int i = 0; i < num_pages; ++i) place[i] = i;
+  std::shuffle(place.begin(), place.end(), std::mt19937(case_.seed + 17));
+  pages_.clear();
+  for (int i = 0; i < num_pages; ++i) {
+    KvPage page;
+    page.first_position = i * page_tokens;
+    page.num_tokens = std::min(page_tokens, case_.length - page.first_position);
+    page.k = reinterpret_cast<uint64_t>(page_bytes_.data()) + place[i] * page_elements * element;
+    page.v = page.k + value_shift * element;
+    bool seen = false;
+    for (const OracleInput& in : oracle_) {
+      for (int t = 0; t < in.num_tokens; ++t) {
+        const int begin = std::max(in.kv_begin[t], page.first_position);
+        seen |= begin < std::min(in.kv_end[t], page.first_position + page.num_tokens);
+      }
+    }
+    if (!seen) {
+      page.k = page.v = kPoisonedPage;
+      pages_.push_back(page);
+      continue;
+    }
+    for (int head = 0; head < case_.kv_heads; ++head) {
+      for (int token = 0; token < page.num_tokens; ++token) {
+        for (int dim = 0; dim < case_.head_size; ++dim) {
+          WriteElement(case_.dtype, reinterpret_cast<void*>(page.k), Offset(KvRole::kKey, geometry_, head, token, dim),
+                       key(page.first_position + token, head, dim));
+          WriteElement(case_.dtype, reinterpret_cast<void*>(page.v),
+                       Offset(KvRole::kValue, geometry_, head, token, dim),
+                       value(page.first_position + token, head, dim));
+        }
+      }
+    }
+    pages_.push_back(page);
+  }
+}
+
+QueryTile AttendData::Tile(int kv_head) const {
+  const OracleInput& in = oracle_[kv_head];
+  QueryTile tile;
+  tile.q = query_bytes_.data() + static_cast<size_t>(kv_head) * case_.group * case_.head_size * DTypeSize(case_.dtype);
+  tile.dtype = case_.dtype;
+  tile.token_stride = static_cast<int64_t>(heads()) * case_.head_size;
+  tile.head_stride = case_.head_size;
+  tile.num_tokens = case_.num_tokens;
+  tile.group = case_.group;
+  tile.head_size = case_.head_size;
+  tile.scale = in.scale;
+  tile.soft_cap = in.soft_cap;
+  tile.alibi_slopes = in.alibi_slopes.empty() ? nullptr : in.alibi_slopes.data();
+  tile.query_position = in.query_position.data();
+  tile.kv_begin = in.kv_begin.data();
+  tile.kv_end = in.kv_end.data();
+  return tile;
+}
+
+AttendArgs AttendData::Args(int kv_head) const {
+  AttendArgs args;
+  args.geometry = geometry_;
+  args.kv_head = kv_head;
+  args.pages = pages_.data();
+  args.num_pages = static_cast<int>(pages_.size());
+  return args;
+}
+
+AttendResult RunSteps(const KernelSet& kernels, const std::vector<AttendStep>& steps, int kv_head, const float* sinks,
+                      DType output) {
+  const QueryTile tile = steps[0].data->Tile(kv_head);
+  const int rows = tile.num_tokens * tile.group;
+  const size_t padded = PaddedHeadSize(tile.head_size);
+  RedZoned<float> max(rows, 4), sum(rows, 8), acc(rows * padded, 12), lse(rows, 4);
+  RedZoned<uint8_t> o(rows * tile.head_size * DTypeSize(output), DTypeSize(output));
+  RedZoned<uint8_t> scratch(AttendScratchBytes(tile.head_size));
+  const RowState state = {max.data(), sum.data(), acc.data()};
+  kernels.init_rows(tile, sinks, state);
+  AttendResult result;
+  for (const AttendStep& step : steps) {
+    AttendArgs args = step.data->Args(kv_head);
+    args.pages = step.pages.data();
+    args.num_pages = static_cast<int>(step.pages.size());
+    result.status = kernels.attend(tile, args, state, scratch.data());
+    if (result.status != KernelResult::kOk) break;
+  }
+  RowOutput out;
+  out.o = o.data();
+  out.dtype = output;
+  out.token_stride = tile.group * tile.head_size;
+  out.head_stride = tile.head_size;
+  out.lse = lse.data();
+  out.lse_token_stride = tile.group;
+  out.lse_head_stride = 1;
+  kernels.finalize_rows(tile, state, out);
+  EXPECT_TRUE(max.Intact() && sum.Intact() && acc.Intact()) << "wrote outside the row state";
+  EXPECT_TRUE(o.Intact() && lse.Intact()) << "wrote outside the output";
+  EXPECT_TRUE(scratch.Intact()) << "wrote outside the scratch";
+  for (int i = 0; i < rows * tile.head_size; ++i) result.o.push_back(ReadElement(output, o.data(), i));
+  for (int i = 0; i < rows; ++i) result.lse.push_back(lse[i]);
+  return result;
+}
+
+AttendResult Run(const KernelSet& kernels, AttendData& data, int kv_head) {
+  const std::vector<float>& sinks = data.oracle(kv_head).sinks;
+  return RunSteps(kernels, {{&data, data.pages()}}, kv_head, sinks.empty() ? nullptr : sinks.data(), data.c().output);
+}
+
+void ExpectMatchesOracle(AttendData& data, int kv_head, const AttendResult& result, int num_partials) {
+  ASSERT_EQ(result.status, KernelResult::kOk);
+  const std::vector<OracleRow> rows = AttendOracle(data.oracle(kv_head));
+  const int head_size = data.c().head_size;
+  ASSERT_EQ(result.o.size(), rows.size() * head_size);
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const double tolerance = OutputTolerance(rows[r], data.c().output, num_partials);
+    for (int dim = 0; dim < head_size; ++dim) {
+      // Written so that NaN fails.
+      if (!(std::abs(result.o[r * head_size + dim] - rows[r].o[dim]) <= tolerance)) {
+        ADD_FAILURE() << "row " << r << " dim " << dim << ": " << result.o[r * head_size + dim] << " instead of "
+                      << rows[r].o[dim] << " +- " << tolerance << "; " << data.c().ToString();
+        return;
+      }
+    }
+    if (std::isinf(rows[r].lse)) {
+      EXPECT_EQ(result.lse[r], rows[r].lse) << "row " << r << "; " << data.c().ToString();
+    } else {
+      EXPECT_NEAR(result.lse[r], rows[r].lse, LseTolerance(rows[r], num_partials))
+          << "row " << r << "; " << data.c().ToString();
+    }
+  }
+}
+
+void CheckCase(const KernelSet& kernels, const AttendCase& c) {
+  SCOPED_TRACE(absl::StrCat(kernels.name, ": ", c.ToString()));
+  AttendData data(c);
+  for (int kv_head = 0; kv_head < c.kv_heads; ++kv_head) {
+    ExpectMatchesOracle(data, kv_head, Run(kernels, data, kv_head));
+  }
+}
+
+const std::vector<const KernelSet*>& RunnableKernelSets() {
+  static const std::vector<const KernelSet*>* const kSets = [] {
+    const CpuFeatures features = DetectCpuFeatures();
+    auto* sets = new std::vector<const KernelSet*>;
+    for (const KernelSet& row : AllKernelSets()) {
+      const std::string missing = MissingFeatures(features, row.isa);
+      if (missing.empty()) {
+        sets->push_back(&row);
+      } else {
+        std::printf("SKIPPED: kernels '%s': this CPU lacks %s\n", row.name, missing.c_str());
+      }
+    }
+    return sets;
+  }();
+  return *kSets;
+}
+
+uint32_t TestSeed(const char* target, uint32_t fallback) {
+  const char* text = std::getenv("HYBRIDGEN_TEST_SEED");
+  const uint32_t seed = text != nullptr ? static_cast<uint32_t>(std::strtoul(text, nullptr, 10)) : fallback;
+  std::printf("seed %u; repeat: bazel test %s --test_env=HYBRIDGEN_TEST_SEED=%u\n", seed, target, seed);
+  return seed;
+}
+
+}  // namespace hybridgen

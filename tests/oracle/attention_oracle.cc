@@ -1,0 +1,130 @@
+// Attention in double precision by the definition.
+#include "tests/oracle/attention_oracle.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace hybridgen {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kUnit = 0x1p-24;  // largest relative error of one float32 rounding
+
+// Rounding error of a logit, first order. A dot product of n terms in any order is off by at most n roundings of
+// sum |q k|; the scale, the cap's division and multiplication and ALiBi's two operations add one rounding each of what
+// they produce; the kernels' tanh is off by up to 3 roundings of 1, hence 3 of the cap.
+double LogitError(const OracleInput& in, double magnitude, double alibi) {
+  double error = (in.head_size + 2) * kUnit * magnitude;
+  if (in.soft_cap > 0) error += 3 * kUnit * magnitude + 5 * kUnit * in.soft_cap;
+  return error + 3 * kUnit * (std::abs(alibi) + magnitude) * (in.alibi_slopes.empty() ? 0 : 1);
+}
+
+// Relative error of one weight exp(logit - max) against its share of the sum, beyond the logit's own error:
+//   the subtraction rounds once (its result is at most twice the spread), exp is within 2 roundings;
+//   a sum over a chunk takes at most 128 roundings on its longest path;
+//   every further chunk rescales what came before: decay (exp of a rounded difference), product, addition;
+//   a partial's merge does the same once more, and divides.
+double WeightError(const OracleRow& row, int num_partials) {
+  const double rescale = 6 + 2 * row.logit_spread;
+  const double chunks = std::ceil(row.num_seen / 128.0);
+  return kUnit * (2 * row.logit_spread + 2 + std::min(row.num_seen, 128) + (chunks + num_partials) * rescale);
+}
+
+double OutputUnit(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return 0x1p-24;
+    case DType::kFloat16:
+      return 0x1p-11;
+    case DType::kBFloat16:
+      return 0x1p-8;
+  }
+  return kInfinity;
+}
+
+OracleRow AttendRow(const OracleInput& in, int token, int head) {
+  const int kv_head = head / (in.query_heads / in.kv_heads);
+  const bool alibi = !in.alibi_slopes.empty();
+  OracleRow row;
+  row.o.assign(in.head_size, 0.0);
+  std::vector<double> logits;
+  double max = in.sinks.empty() ? -kInfinity : in.sinks[head];
+  if (!in.sinks.empty()) row.logit_spread = std::abs(max);
+  for (int position = in.kv_begin[token]; position < in.kv_end[token]; ++position) {
+    double dot = 0;
+    double magnitude = 0;
+    for (int dim = 0; dim < in.head_size; ++dim) {
+      const double product = static_cast<double>(in.query(token, head, dim)) * in.key(position, kv_head, dim);
+      dot += product;
+      magnitude += std::abs(product);
+    }
+    double logit = dot * in.scale;
+    if (in.soft_cap > 0) logit = in.soft_cap * std::tanh(logit / in.soft_cap);
+    const double bias =
+        alibi ? static_cast<double>(in.alibi_slopes[head]) * (position - in.query_position[token]) : 0.0;
+    logit += bias;
+    logits.push_back(logit);
+    max = std::max(max, logit);
+    row.logit_error = std::max(row.logit_error, LogitError(in, magnitude * std::abs(in.scale), bias));
+    row.logit_spread = std::max(row.logit_spread, std::abs(logit));
+  }
+  row.num_seen = static_cast<int>(logits.size());
+  if (max == -kInfinity) {
+    row.lse = -kInfinity;
+    return row;
+  }
+  double sum = in.sinks.empty() ? 0.0 : std::exp(in.sinks[head] - max);
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const double weight = std::exp(logits[i] - max);
+    sum += weight;
+    for (int dim = 0; dim < in.head_size; ++dim) {
+      const double v = in.value(in.kv_begin[token] + static_cast<int>(i), kv_head, dim);
+      row.o[dim] += weight * v;
+      row.value_magnitude = std::max(row.value_magnitude, std::abs(v));
+    }
+  }
+  for (double& o : row.o) o /= sum;
+  row.lse = max + std::log(sum);
+  return row;
+}
+
+}  // namespace
+
+void OracleInput::SetRanges(int length, Mask mask, int window) {
+  query_position.resize(num_tokens);
+  kv_begin.resize(num_tokens);
+  kv_end.resize(num_tokens);
+  for (int token = 0; token < num_tokens; ++token) {
+    const int position = length - num_tokens + token;
+    query_position[token] = position;
+    kv_begin[token] = window > 0 ? std::max(0, position - window + 1) : 0;
+    kv_end[token] = mask == Mask::kCausal ? position + 1 : length;
+  }
+}
+
+std::vector<OracleRow> AttendOracle(const OracleInput& input) {
+  std::vector<OracleRow> rows;
+  rows.reserve(static_cast<size_t>(input.num_tokens) * input.query_heads);
+  for (int token = 0; token < input.num_tokens; ++token) {
+    for (int head = 0; head < input.query_heads; ++head) rows.push_back(AttendRow(input, token, head));
+  }
+  return rows;
+}
+
+// o is a mean of V with relatively wrong weights: each weight's error moves it by at most that times |v - o|, which is
+// up to 2 max |v|. The factor 1.01 stands for the second order.
+double OutputTolerance(const OracleRow& row, DType output, int num_partials) {
+  const double relative = row.logit_error + WeightError(row, num_partials);
+  double rounded = 0;
+  for (double o : row.o) rounded = std::max(rounded, std::abs(o));
+  const double smallest = output == DType::kFloat16 ? 0x1p-25 : 0x1p-126;  // below it rounding is absolute
+  return 1.01 * 2 * relative * row.value_magnitude + OutputUnit(output) * rounded + smallest;
+}
+
+double LseTolerance(const OracleRow& row, int num_partials) {
+  const double magnitude = std::isfinite(row.lse) ? std::abs(row.lse) : 0.0;
+  return 1.01 * (row.logit_error + WeightError(row, num_partials) + 3 * kUnit * (magnitude + 1));
+}
+
+}  // namespace hybridgen
