@@ -1,0 +1,213 @@
+"""The attention backend that vLLM selects as CUSTOM: its capabilities, metadata builder and per-layer call."""
+
+import os
+from typing import ClassVar
+
+import torch
+
+from hybridgen import compat, config
+from hybridgen.engine import IdentityEngine, Metadata
+from hybridgen.errors import FailedPrecondition, InvalidArgument, Unimplemented
+
+HEAD_SIZES = [*range(8, 257, 8), 512]
+
+
+class HybridGenBackend(compat.AttentionBackend):
+    """What the identity binding can do; the tiered binding's further refusals are in `hybridgen.refusals`."""
+
+    forward_includes_kv_cache_update: bool = True
+    supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float32, torch.float16, torch.bfloat16]
+    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
+
+    @staticmethod
+    def get_name() -> str:
+        return "CUSTOM"
+
+    @staticmethod
+    def get_impl_cls() -> type["HybridGenImpl"]:
+        return HybridGenImpl
+
+    @staticmethod
+    def get_builder_cls() -> type["HybridGenMetadataBuilder"]:
+        return HybridGenMetadataBuilder
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec=None) -> list:
+        return [compat.MultipleOf(16)]
+
+    @classmethod
+    def get_supported_head_sizes(cls) -> list[int]:
+        return HEAD_SIZES
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple:
+        return tuple(compat.KVCacheLayout)  # kernels read K and V by strides
+
+    @classmethod
+    def supports_sliding_window(cls) -> bool:
+        return True
+
+    @classmethod
+    def supports_sink(cls) -> bool:
+        return True
+
+    @classmethod
+    def supports_non_causal(cls) -> bool:
+        return True
+
+    @classmethod
+    def supports_device_cpu_query_lens_mismatch(cls) -> bool:
+        return False  # steps are planned from the lengths on the host
+
+    @classmethod
+    def validate_configuration(cls, head_size, dtype, kv_cache_dtype, block_size, **kwargs) -> list[str]:
+        """vLLM's reasons, with the value and the accepted ones where vLLM names only the field."""
+        reasons = super().validate_configuration(head_size, dtype, kv_cache_dtype, block_size, **kwargs)
+        same_dtype = kv_cache_dtype in (None, "auto") or kv_cache_dtype == str(dtype).removeprefix("torch.")
+        if not same_dtype and "kv_cache_dtype not supported" not in reasons:
+            reasons.append("kv_cache_dtype not supported")
+        details = {
+            "head_size": f"{head_size}; accepted: multiples of 8 up to 256, and 512",
+            "dtype": f"{dtype}; accepted: float32, float16, bfloat16",
+            "kv_cache_dtype": f"{kv_cache_dtype}; accepted: auto, or the dtype of the model",
+            "block_size": f"{block_size}; accepted: multiples of 16",
+        }
+        return [f"{r} ({details[r.split()[0]]})" if r.split()[0] in details else r for r in reasons]
+
+
+class HybridGenMetadataBuilder(compat.AttentionMetadataBuilder):
+    """Plans a step once for all layers of its group.
+
+    With the tiered binding the worker sets `engine` after it has bound the cache; without it the builder makes its own
+    engine, whose cache is vLLM's tensor.
+    """
+
+    def __init__(self, kv_cache_spec, layer_names, vllm_config, device) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self.engine = None
+
+    def build(self, common_prefix_len, common_attn_metadata, fast_build=False) -> Metadata:
+        if self.engine is None:
+            self.engine = self._identity_engine()
+        return self.engine.plan(common_attn_metadata)
+
+    def _identity_engine(self) -> IdentityEngine:
+        settings = engine_settings(self.vllm_config)
+        spec = self.kv_cache_spec
+        dense = 2 * spec.head_size * spec.dtype.itemsize
+        if settings.tiered or spec.state_content_size_bytes != dense:
+            raise FailedPrecondition(
+                "the tiered binding needs HybridGen's worker, which has not bound the KV cache; leave worker_cls at "
+                "'auto'"
+            )
+        return IdentityEngine(settings, spec)
+
+
+def engine_settings(vllm_config) -> config.Config:
+    """Settings that the front end resolved, or (an engine that did not pass it, as in vLLM's tests) the variables'
+    identity binding."""
+    additional = vllm_config.additional_config
+    resolved = additional.get(config.RESOLVED_KEY) if isinstance(additional, dict) else None
+    if resolved is not None:
+        return config.Config(**resolved)
+    settings = config.load(os.environ, additional.get("hybridgen") if isinstance(additional, dict) else None)
+    return config.identity(settings)
+
+
+class HybridGenImpl(compat.AttentionImpl):
+    """One attention layer: its parameters, and the one call into the library per layer and step."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = compat.AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> None:
+        if attn_type != compat.AttentionType.DECODER:
+            raise Unimplemented(f"attention type {attn_type} is not supported; accepted: decoder")
+        if sinks is not None and sinks.numel() != num_heads:
+            raise InvalidArgument(f"sinks have {sinks.numel()} elements; accepted: num_heads, {num_heads}")
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.scale = float(scale)
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.alibi_slopes = alibi_slopes
+        self.sliding_window = sliding_window
+        self.kv_cache_dtype = kv_cache_dtype
+        self.logits_soft_cap = logits_soft_cap
+        self.attn_type = attn_type
+        self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
+        self.sinks = sinks  # a parameter of the model: its values are there once the weights are loaded
+        self.num_calls = 0  # planned calls answered, for tests and statistics
+        self.unbind()
+
+    def bind(self, core, index: int, kv_cache: torch.Tensor) -> None:
+        """Layer `index` of `core` is this one, with KV in `kv_cache`."""
+        self._core = core
+        self._index = index
+        self._kv_cache = kv_cache
+
+    def unbind(self) -> None:
+        self._core = self._index = self._kv_cache = None
+
+    def forward(
+        self,
+        layer,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        kv_cache: torch.Tensor,
+        attn_metadata: Metadata | None,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Writes key/value [tokens, kv_heads, head_size] and attends query [tokens, heads, head_size] into output."""
+        if attn_metadata is None or attn_metadata.plan is None:  # warm-up and dummy runs
+            return output
+        core = attn_metadata.core
+        if self._core is not core or self._kv_cache is not kv_cache:
+            if output_scale is not None or output_block_scale is not None:
+                raise Unimplemented("fused output quantisation is not supported")
+            attn_metadata.engine.attach(self, kv_cache)
+        dtype = attn_metadata.dtype
+        if query.dtype is not dtype or output.dtype is not dtype:
+            raise InvalidArgument(f"query and output are {query.dtype}, {output.dtype}; accepted: {dtype}")
+        q_tokens, q_heads, q_dims = query.stride()
+        if q_dims != 1:
+            query = query.contiguous()
+            q_tokens, q_heads, q_dims = query.stride()
+        if output.dim() != 3:
+            output_3d = output.view(-1, self.num_heads, self.head_size)
+        else:
+            output_3d = output
+        o_tokens, o_heads, _ = output_3d.stride()
+        if key is None or self.kv_sharing_target_layer_name is not None:
+            core.forward(
+                attn_metadata.plan, self._index, query.data_ptr(), q_tokens, q_heads,
+                None, 0, 0, None, 0, 0, output_3d.data_ptr(), o_tokens, o_heads,
+            )  # fmt: skip
+        else:
+            if key.dtype is not dtype or value.dtype is not dtype:
+                raise InvalidArgument(f"key and value are {key.dtype}, {value.dtype}; accepted: {dtype}")
+            k_tokens, k_heads, k_dims = key.stride()
+            v_tokens, v_heads, v_dims = value.stride()
+            if k_dims != 1 or v_dims != 1:
+                key, value = key.contiguous(), value.contiguous()
+                k_tokens, k_heads, _ = key.stride()
+                v_tokens, v_heads, _ = value.stride()
+            core.forward(
+                attn_metadata.plan, self._index, query.data_ptr(), q_tokens, q_heads,
+                key.data_ptr(), k_tokens, k_heads, value.data_ptr(), v_tokens, v_heads,
+                output_3d.data_ptr(), o_tokens, o_heads,
+            )  # fmt: skip
+        self.num_calls += 1
+        return output

@@ -1,0 +1,293 @@
+"""The bridge between one vLLM engine and the library: who plans a step, from what, and for which layers.
+
+IdentityEngine belongs to one metadata builder and plans from the engine's tensors. TieredEngine belongs to one worker
+and plans from the host mirror of the block tables alone.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import torch
+
+from hybridgen import _core
+from hybridgen.config import AUTO, Config, cpu_list
+from hybridgen.errors import FailedPrecondition, InvalidArgument, Unimplemented
+
+_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+# A plan stays valid while its backend plans 2 further steps, so a third one may reuse its memory.
+_PLANS = 3
+
+
+class Metadata:
+    """What vLLM hands from the builder to every layer of a step."""
+
+    __slots__ = ("core", "dtype", "engine", "plan")
+
+    def __init__(self, engine, plan) -> None:
+        self.engine = engine
+        self.core = engine.core
+        self.dtype = engine.dtype
+        self.plan = plan  # None: a dummy run, nothing is written or attended
+
+
+def own_cpus(settings: Config, environ: Mapping[str, str] = os.environ) -> tuple[list[int] | None, str]:
+    """CPUs for the library's own threads (None: not pinned) and where the choice comes from.
+
+    vLLM pins its worker process to the first CPU of a list that it leaves in the OpenMP variables; threads made by that
+    process would all inherit the one CPU.
+    """
+    if settings.cpus != AUTO:
+        return cpu_list(settings.cpus), "HYBRIDGEN_CPUS"
+    patterns = {"GOMP_CPU_AFFINITY": r"[\d, -]+", "KMP_AFFINITY": r"(?<=proclist=\[)[\d,-]+", "OMP_PLACES": r"[\d,-]+"}
+    for variable, pattern in patterns.items():
+        found = re.search(pattern, environ.get(variable, ""))
+        if found:
+            return cpu_list(",".join(found.group().replace(",", " ").split())), variable
+    return None, "not pinned"
+
+
+def make_core(settings: Config, spec, speculative_tokens: int = 0) -> _core.Backend:
+    """A library backend for layers of one geometry; `spec` is vLLM's AttentionSpec."""
+    if spec.head_size_v != spec.head_size:
+        raise Unimplemented(f"values of {spec.head_size_v} dims with keys of {spec.head_size}; accepted: equal sizes")
+    return _core.Backend(
+        device_kind=settings.device_kind,
+        binding="tiered" if settings.tiered else "identity",
+        isa=settings.isa,
+        dtype=_DTYPES[spec.dtype],
+        num_kv_heads=spec.num_kv_heads,
+        head_size=spec.head_size,
+        block_size=spec.block_size,
+        num_threads=settings.threads,
+        device_threads=settings.device_threads,
+        cpus=own_cpus(settings)[0],
+        speculative_tokens=speculative_tokens,
+        dram_bytes=settings.dram,
+        cxl_bytes=settings.cxl,
+        dram_node=settings.dram_node,
+        cxl_node=settings.cxl_node,
+        streaming_share=settings.streaming_share,
+        device_gigabytes_per_second=settings.device_gbps,
+        timeout_seconds=settings.timeout,
+    )
+
+
+def add_layer(core: _core.Backend, impl) -> int:
+    """Declares an impl's parameters to the library; weights (sinks) must be loaded."""
+    return core.add_layer(
+        num_query_heads=impl.num_heads,
+        scale=impl.scale,
+        soft_cap=impl.logits_soft_cap or 0.0,
+        sliding_window=impl.sliding_window or 0,
+        alibi_slopes=None if impl.alibi_slopes is None else [float(slope) for slope in impl.alibi_slopes],
+        sinks=None if impl.sinks is None else impl.sinks.detach().float().flatten().tolist(),
+    )
+
+
+def _causal(causal) -> bool:
+    if isinstance(causal, torch.Tensor):
+        values = set(causal.tolist())
+        if len(values) > 1:
+            raise Unimplemented("a batch that mixes causal and non-causal requests is not supported")
+        return bool(values.pop()) if values else True
+    return bool(causal)
+
+
+class IdentityEngine:
+    """Identity binding for one attention group: vLLM's tensor is the cache, a block id is a slot in it."""
+
+    def __init__(self, settings: Config, spec) -> None:
+        self.core = make_core(settings, spec)
+        self.dtype = spec.dtype
+        self._block_size = spec.block_size
+        self._head_size = spec.head_size
+        self._indices: dict[int, int] = {}  # id(impl) -> layer; the impls are kept alive in _impls
+        self._impls: list = []
+        self._plans = [_core.Plan() for _ in range(_PLANS)]
+        self._steps = 0
+
+    def plan(self, batch) -> Metadata:
+        """Plans the step of vLLM's CommonAttentionMetadata."""
+        n = batch.num_reqs
+        plan = self._plans[self._steps % _PLANS]
+        self._steps += 1
+        self.core.plan_step(
+            plan,
+            query_start=batch.query_start_loc[: n + 1].numpy(),
+            seq_lens=batch.seq_lens[:n].numpy(),
+            causal=_causal(batch.causal),
+            block_tables=batch.block_table_tensor[:n].numpy(),
+            slot_mapping=batch.slot_mapping.numpy(),
+        )
+        return Metadata(self, plan)
+
+    def attach(self, impl, kv_cache: torch.Tensor) -> None:
+        """(Re)binds an impl to its view [blocks, kv_heads, block_size, 2 * head_size] of the cache."""
+        blocks, _, block_size, content = kv_cache.shape
+        strides = kv_cache.stride()
+        if block_size != self._block_size or content != 2 * self._head_size or strides[3] != 1:
+            raise InvalidArgument(
+                f"KV cache of shape {tuple(kv_cache.shape)} and strides {strides}; accepted: [blocks, kv_heads, "
+                f"{self._block_size}, {2 * self._head_size}] with contiguous content"
+            )
+        if kv_cache.dtype is not self.dtype:
+            raise InvalidArgument(f"KV cache is {kv_cache.dtype}; accepted: {self.dtype}")
+        index = self._indices.get(id(impl))
+        if index is None:
+            index = add_layer(self.core, impl)
+            self._indices[id(impl)] = index
+            self._impls.append(impl)
+        self.core.bind_identity(index, kv_cache.data_ptr(), blocks, strides[0], strides[1], strides[2])
+        impl.bind(self.core, index, kv_cache)
+
+    def close(self) -> None:
+        for impl in self._impls:
+            impl.unbind()
+        self._impls.clear()
+        self._indices.clear()
+        self.core.close()
+
+
+class TieredEngine:
+    """Tiered binding of one worker: block ids range over all tiers, planning reads the host mirror only.
+
+    `layers` are the impls in layer order, `views` their KV views; layers that share KV have the same view.
+    `batch_order` gives the request ids of the step's rows, in the order of the step's tensors.
+    """
+
+    def __init__(
+        self,
+        settings: Config,
+        spec,
+        layers: Iterable,
+        views: Iterable[torch.Tensor],
+        num_blocks: int,
+        speculative_tokens: int,
+        batch_order: Callable[[], list[str]],
+    ) -> None:
+        self.core = make_core(settings, spec, speculative_tokens)
+        self.dtype = spec.dtype
+        self._layers = list(layers)
+        self._views = list(views)
+        self._batch_order = batch_order
+        self._check = settings.check
+        self._plans = [_core.Plan() for _ in range(_PLANS)]
+        self._step = 0
+        self._in_step = False
+        self._key = None
+        self._metadata = None
+        self._numbers: dict[str, int] = {}  # vLLM's request id -> number in the mirror
+        self._tables: dict[str, list[int]] = {}  # kept only for HYBRIDGEN_CHECK
+        self._next_number = 1
+        for index, (impl, view) in enumerate(zip(self._layers, self._views, strict=True)):
+            if add_layer(self.core, impl) != index:
+                raise FailedPrecondition("layers were added to the backend behind the worker's back")
+            impl.bind(self.core, index, view)
+        view = self._views[0]
+        self.core.bind_tiered(
+            data=[view.data_ptr() for view in self._views],
+            bytes=num_blocks * view.stride(0) * view.element_size(),
+            num_blocks=num_blocks,
+        )
+
+    def begin_step(self, scheduled) -> None:
+        """Feeds vLLM's SchedulerOutput into the mirror."""
+        if scheduled.kv_cache_block_copies or scheduled.new_block_ids_to_zero:
+            raise Unimplemented("copying or zeroing KV blocks is not supported with host tiers")
+        deltas = []
+        for request in scheduled.finished_req_ids:
+            self._drop(request, "finish", deltas)
+        for request in scheduled.preempted_req_ids or ():
+            self._drop(request, "preempt", deltas)
+        for new in scheduled.scheduled_new_reqs:
+            self._set(new.req_id, new.block_ids, deltas)
+        cached = scheduled.scheduled_cached_reqs
+        for request, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
+            if request in cached.resumed_req_ids:
+                self._set(request, blocks, deltas)
+            elif blocks is not None and blocks[0]:
+                deltas.append(("append", self._numbers[request], blocks[0]))
+                if self._check:
+                    self._tables[request].extend(blocks[0])
+        if deltas:
+            self.core.update_requests(deltas)
+        self._step += 1
+        self._in_step = True
+
+    def end_step(self) -> None:
+        self._in_step = False
+
+    def plan(self, batch) -> Metadata:
+        """The step's plan; the same batch of the same step gives the same object."""
+        if not self._in_step:
+            return Metadata(self, None)  # a dummy run: vLLM scheduled no request
+        n = batch.num_reqs
+        requests = tuple(self._batch_order()[:n])
+        query_start = batch.query_start_loc_cpu[: n + 1].numpy()
+        seq_lens = batch.seq_lens_cpu_upper_bound[:n].numpy()
+        causal = _causal(batch.causal)
+        key = (self._step, requests, query_start.tobytes(), seq_lens.tobytes(), causal)
+        if key == self._key:
+            return self._metadata
+        if self._key is not None and self._key[0] == self._step:
+            raise FailedPrecondition("one step brought two different batches, which host tiers do not support")
+        if self._check:
+            self._compare(batch, requests, seq_lens)
+        plan = self._plans[self._step % _PLANS]
+        self.core.plan_step(
+            plan,
+            query_start=query_start,
+            seq_lens=seq_lens,
+            causal=causal,
+            requests=np.fromiter((self._numbers[request] for request in requests), np.uint64, n),
+        )
+        self._key, self._metadata = key, Metadata(self, plan)
+        return self._metadata
+
+    def attach(self, impl, kv_cache: torch.Tensor) -> None:
+        raise FailedPrecondition(
+            "a layer came with a KV cache that the worker did not bind; with host tiers a layer's cache may not change"
+        )
+
+    def close(self) -> None:
+        for impl in self._layers:
+            impl.unbind()
+        self._layers.clear()
+        self._views.clear()
+        self.core.close()
+
+    def _set(self, request: str, blocks, deltas: list) -> None:
+        number = self._numbers.get(request)
+        if number is None:
+            number = self._numbers[request] = self._next_number
+            self._next_number += 1
+        deltas.append(("set", number, blocks[0]))
+        if self._check:
+            self._tables[request] = list(blocks[0])
+
+    def _drop(self, request: str, event: str, deltas: list) -> None:
+        self._tables.pop(request, None)
+        if event == "preempt":
+            number = self._numbers.get(request)
+        else:
+            number = self._numbers.pop(request, None)
+        if number is not None:
+            deltas.append((event, number, ()))
+
+    def _compare(self, batch, requests: tuple[str, ...], seq_lens: np.ndarray) -> None:
+        """HYBRIDGEN_CHECK: the mirror against the engine's tensors, over the entries that the step may look at."""
+        lens = batch.seq_lens[: len(requests)].numpy()
+        if not np.array_equal(lens, seq_lens):
+            raise FailedPrecondition(f"sequence lengths on the host {seq_lens} differ from the tensors' {lens}")
+        block_size = self._views[0].shape[2]
+        for row, request in enumerate(requests):
+            used = -(-int(seq_lens[row]) // block_size)
+            tensor = batch.block_table_tensor[row, :used].tolist()
+            if tensor != self._tables[request][:used]:
+                raise FailedPrecondition(
+                    f"block table of request {request} in the host mirror, {self._tables[request][:used]}, differs "
+                    f"from the engine's, {tensor}"
+                )

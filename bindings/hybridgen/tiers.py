@@ -1,0 +1,114 @@
+"""Arithmetic of the tiers: what the machine can hold, how many blocks fit, what makes vLLM count them."""
+
+import os
+from dataclasses import dataclass
+
+from hybridgen.config import Config, format_size
+from hybridgen.errors import ResourceExhausted
+
+# Pages that copies in flight may hold while every block is live; they are kept out of the count of usable blocks.
+SPARE_BLOCKS = 4
+
+_HOST_DIM_GROUP = 16  # host pages pad the head size to this many dims
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """KV cache of one rank: `layers` layers that own KV, all alike."""
+
+    layers: int
+    kv_heads: int
+    head_size: int
+    element_size: int  # bytes
+    block_size: int  # tokens
+
+    @property
+    def content_bytes(self) -> int:
+        """K and V of one head and token in a device page."""
+        return 2 * self.head_size * self.element_size
+
+    @property
+    def block_bytes(self) -> int:
+        """One block in the device tier, all layers."""
+        return self.layers * self.kv_heads * self.block_size * self.content_bytes
+
+    @property
+    def host_role_bytes(self) -> int:
+        """K (or V) of one block in a host tier, all layers."""
+        padded = -(-self.head_size // _HOST_DIM_GROUP) * _HOST_DIM_GROUP
+        return self.layers * self.kv_heads * self.block_size * padded * self.element_size
+
+    def host_blocks(self, dram_bytes: int, cxl_bytes: int) -> int:
+        """Blocks that the host tiers hold, less the spare ones."""
+        role_pages = dram_bytes // self.host_role_bytes + cxl_bytes // self.host_role_bytes
+        return max(0, role_pages // 2 - SPARE_BLOCKS)
+
+    def customised_content(self, device_bytes: int, dram_bytes: int, cxl_bytes: int) -> int:
+        """Bytes per head and token to declare to vLLM, which divides `device_bytes` by it to count blocks.
+
+        The smallest multiple of the element size with which every block but the null block (id 0, never stored) has a
+        page in some tier.
+        """
+        usable = device_bytes // self.block_bytes + self.host_blocks(dram_bytes, cxl_bytes)
+        cells = self.block_bytes // self.content_bytes
+        for content in range(self.element_size, self.content_bytes, self.element_size):
+            if device_bytes // (cells * content) <= usable + 1:
+                return content
+        return self.content_bytes
+
+    def blocks(self, device_bytes: int, content: int) -> int:
+        """Blocks that vLLM counts in `device_bytes` when told `content`."""
+        return device_bytes // (self.block_bytes // self.content_bytes * content)
+
+
+def check_room(device_bytes: int, settings: Config) -> None:
+    """Refuses sizes (of the whole host) that the machine cannot hold, before anything is allocated."""
+    anywhere = device_bytes
+    for name, size, node in (
+        ("HYBRIDGEN_DRAM", settings.dram, settings.dram_node),
+        ("HYBRIDGEN_CXL", settings.cxl, settings.cxl_node),
+    ):
+        if node < 0:
+            anywhere += size
+        elif size > available_bytes(node):
+            raise ResourceExhausted(
+                f"{name}={format_size(size)} is more than the {format_size(available_bytes(node))} available on NUMA "
+                f"node {node}; lower {name}"
+            )
+    if anywhere > available_bytes():
+        raise ResourceExhausted(
+            f"device {format_size(device_bytes)} (kv_cache_memory_bytes), HYBRIDGEN_DRAM={format_size(settings.dram)} "
+            f"and HYBRIDGEN_CXL={format_size(settings.cxl)} are more than the {format_size(available_bytes())} "
+            "available on this machine; lower one of them"
+        )
+
+
+def available_bytes(node: int = -1) -> int:
+    """Memory that can still be allocated, on one NUMA node or (-1) anywhere, within the cgroup's limit."""
+    if node >= 0 and os.path.exists(f"/sys/devices/system/node/node{node}/meminfo"):
+        fields = _meminfo(f"/sys/devices/system/node/node{node}/meminfo")
+        free = fields["MemFree"] + fields.get("FilePages", 0) - fields.get("Shmem", 0)
+    else:
+        free = _meminfo("/proc/meminfo")["MemAvailable"]
+    limit, used = _integer("/sys/fs/cgroup/memory.max"), _integer("/sys/fs/cgroup/memory.current")
+    if limit is not None and used is not None:
+        free = min(free, limit - used)
+    return max(0, free)
+
+
+def _meminfo(path: str) -> dict[str, int]:
+    fields = {}
+    with open(path, encoding="ascii") as lines:
+        for line in lines:
+            words = line.replace(":", " ").split()
+            if words[-1] == "kB":
+                fields[words[-3]] = int(words[-2]) << 10
+    return fields
+
+
+def _integer(path: str) -> int | None:
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None
