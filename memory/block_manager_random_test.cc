@@ -177,6 +177,9 @@ class Simulation {
     return Page(host.tier, role, host.index);
   }
 
+  // After Check: released, the page would be free at once.
+  bool Idle(const FakePage& page) const { return page.readers == 0 && page.last_use <= retired_; }
+
   // ------------------------------------------------------------------------------------------------------------------
   // Operations.
 
@@ -227,6 +230,13 @@ class Simulation {
       int64_t free_host[kNumRoles];
       for (int r = 0; r < kNumRoles; ++r) free_host[r] = stats.free_pages[1][r] + stats.free_pages[2][r];
       ASSERT_EQ(std::min(free_host[0], free_host[1]), 0) << where.status();
+      for (int32_t other = 1; other < config_.num_blocks; ++other) {
+        if (manager_->state(other) != BlockState::kPublished) continue;
+        const Residency pages = manager_->Where(other);
+        ASSERT_FALSE(Idle(Page(pages.k.tier, PageRole::kKey, pages.k.index)) &&
+                     Idle(Page(pages.v.tier, PageRole::kValue, pages.v.index)))
+            << "the host copy of clean block " << other << " could have made room";
+      }
       return;
     }
     PlannedWrite write{id, offset, *where, {}};
@@ -561,8 +571,7 @@ class Simulation {
         for (const FakePage& page : pages_[t][r]) {
           ASSERT_LE(page.owners, 1) << TierName(tier) << " " << PageRoleName(role);
           if (page.owners > 0) continue;
-          const bool in_use = page.readers > 0 || page.last_use > retired_;
-          ++(in_use ? expected->quarantined_pages : expected->free_pages)[t][r];
+          ++(Idle(page) ? expected->free_pages : expected->quarantined_pages)[t][r];
         }
         ASSERT_EQ(stats.capacity_pages[t][r], static_cast<int64_t>(pages_[t][r].size()));
         ASSERT_EQ(stats.resident_pages[t][r], expected->resident_pages[t][r]) << t << r;
