@@ -25,7 +25,8 @@ TEST(PageFormatTest, OffsetsWalkTheDocumentedOrder) {
             for (int d = 0; d < padded / lane; ++d) {
               for (int t = 0; t < 16; ++t) {
                 for (int l = 0; l < lane; ++l, ++expected) {
-                  ASSERT_EQ(PackedKeyOffset(dtype, page_tokens, head_size, head, group * 16 + t, d * lane + l), expected);
+                  ASSERT_EQ(PackedKeyOffset(dtype, page_tokens, head_size, head, group * 16 + t, d * lane + l),
+                            expected);
                 }
               }
             }
@@ -39,7 +40,8 @@ TEST(PageFormatTest, OffsetsWalkTheDocumentedOrder) {
             for (int t = 0; t < page_tokens / lane; ++t) {
               for (int d = 0; d < 16; ++d) {
                 for (int l = 0; l < lane; ++l, ++expected) {
-                  ASSERT_EQ(PackedValueOffset(dtype, page_tokens, head_size, head, t * lane + l, block * 16 + d), expected);
+                  ASSERT_EQ(PackedValueOffset(dtype, page_tokens, head_size, head, t * lane + l, block * 16 + d),
+                            expected);
                 }
               }
             }

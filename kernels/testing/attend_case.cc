@@ -250,7 +250,7 @@ AttendResult RunSteps(const KernelSet& kernels, const std::vector<AttendStep>& s
   return result;
 }
 
-AttendResult Run(const KernelSet& kernels, AttendData& data, int kv_head) {
+AttendResult RunCase(const KernelSet& kernels, AttendData& data, int kv_head) {
   const std::vector<float>& sinks = data.oracle(kv_head).sinks;
   return RunSteps(kernels, {{&data, data.pages()}}, kv_head, sinks.empty() ? nullptr : sinks.data(), data.c().output);
 }
@@ -283,7 +283,7 @@ void CheckCase(const KernelSet& kernels, const AttendCase& c) {
   SCOPED_TRACE(absl::StrCat(kernels.name, ": ", c.ToString()));
   AttendData data(c);
   for (int kv_head = 0; kv_head < c.kv_heads; ++kv_head) {
-    ExpectMatchesOracle(data, kv_head, Run(kernels, data, kv_head));
+    ExpectMatchesOracle(data, kv_head, RunCase(kernels, data, kv_head));
   }
 }
 

@@ -42,7 +42,7 @@ class AttendData {
   AttendData& operator=(const AttendData&) = delete;
 
   const AttendCase& c() const { return case_; }
-  // Problem of one KV head, as the oracle sees it. Fields may be changed before Run.
+  // Problem of one KV head, as the oracle sees it. Fields may be changed before RunCase.
   OracleInput& oracle(int kv_head) { return oracle_[kv_head]; }
   // Rebuilds the pages after a change of oracle ranges or of elements, in the given format.
   void BuildPages(PageFormat format);
@@ -89,7 +89,7 @@ struct AttendStep {
 AttendResult RunSteps(const KernelSet& kernels, const std::vector<AttendStep>& steps, int kv_head, const float* sinks,
                       DType output);
 // All pages, with the case's sinks and output dtype.
-AttendResult Run(const KernelSet& kernels, AttendData& data, int kv_head);
+AttendResult RunCase(const KernelSet& kernels, AttendData& data, int kv_head);
 
 // Fails the current test where the result differs from the oracle by more than float32 arithmetic explains.
 void ExpectMatchesOracle(AttendData& data, int kv_head, const AttendResult& result, int num_partials = 1);
