@@ -70,7 +70,6 @@ TIERED = (
         lambda c: c.cache_config.kv_sharing_fast_prefill,
         "set kv_sharing_fast_prefill=False",
     ),
-    Refusal("sleep mode", lambda c: c.model_config.enable_sleep_mode, "set enable_sleep_mode=False"),
     Refusal(
         "vLLM's V2 model runner",
         lambda c: c.use_v2_model_runner,

@@ -1,0 +1,51 @@
+"""Settings of every end-to-end test, tiny models made once, and fixtures around scenarios.py."""
+
+import os
+
+# Before vLLM is imported: several engines in this one process, whose layers the tests can look into; no network.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+import models
+import pytest
+import scenarios
+
+
+def pytest_configure(config):
+    """vLLM inspects a model class in a process of its own, 10 s each; here in this one, which has vLLM already."""
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda function: function()
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """Folder of a model by its name in models.MODELS, made at first use."""
+    root = tmp_path_factory.mktemp("models")
+    made = {}
+
+    def get(name: str) -> str:
+        if name not in made:
+            made[name] = models.save(name, str(root / name))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def reference(model_dir):
+    """Results of vLLM's own backend for (model, scenario), computed once a session."""
+    results = {}
+
+    def get(model: str, scenario: str, **engine_arguments):
+        key = (model, scenario, tuple(sorted(engine_arguments.items())))
+        if key not in results:
+            with scenarios.engine(model_dir(model), "CPU_ATTN", **engine_arguments) as llm:
+                assert {type(impl).__name__ for impl in scenarios.impls(llm).values()} == {"CPUAttentionBackendImpl"}
+                # An engine is started once for all scenarios that it can answer.
+                for name in scenarios.SCENARIOS if not engine_arguments else (scenario,):
+                    results[(model, name, key[2])] = scenarios.run(llm, name)
+        return results[key]
+
+    return get
