@@ -48,7 +48,7 @@ typedef enum hg_binding {
 } hg_binding;
 
 typedef enum hg_executor {
-  HG_EXECUTOR_AUTO = 0,   /* the engine's OpenMP team in the cpu kind if one is loaded, else an own pool */
+  HG_EXECUTOR_AUTO = 0, /* the engine's OpenMP team in the cpu kind if one is loaded, else an own pool */
   HG_EXECUTOR_OPENMP = 1,
   HG_EXECUTOR_POOL = 2
 } hg_executor;
@@ -67,18 +67,20 @@ typedef struct hg_config {
   int32_t isa;         /* hg_isa; note that zero is PORTABLE */
   int32_t dtype;       /* hg_dtype of queries, KV and output */
   int32_t num_kv_heads;
-  int32_t head_size;   /* multiple of 8 up to 256, or 512 */
-  int32_t block_size;  /* tokens, multiple of 16 */
-  int32_t num_threads; /* CPU worker; 0: all CPUs this process may use (emulated: less device_threads) */
-  int32_t device_threads; /* emulated device; 0: 1 */
+  int32_t head_size;          /* multiple of 8 up to 256, or 512 */
+  int32_t block_size;         /* tokens, multiple of 16 */
+  int32_t num_threads;        /* CPU worker; 0: all CPUs this process may use (emulated: less device_threads) */
+  int32_t device_threads;     /* emulated device; 0: 1 */
   int32_t speculative_tokens; /* draft tokens a step may write and later reject; delays publishing */
-  int64_t dram_bytes;  /* host tiers of the tiered binding, all layers together; reserved in full at bind */
+  int64_t dram_bytes;         /* host tiers of the tiered binding, all layers together; reserved in full at bind */
   int64_t cxl_bytes;
-  int32_t dram_node;   /* NUMA node; -1: wherever the process allocates */
-  int32_t cxl_node;    /* NUMA node; -1: none, the tier is plain memory and reports itself as emulated */
-  double streaming_share; /* f in [0, 1]: share of host-resident tokens that the device attends */
+  int32_t dram_node;                  /* NUMA node; -1: wherever the process allocates */
+  int32_t cxl_node;                   /* NUMA node; -1: none, the tier is plain memory and reports itself as emulated */
+  double streaming_share;             /* f in [0, 1]: share of host-resident tokens that the device attends */
   double device_gigabytes_per_second; /* emulated device: pace its reads to this rate; 0: unpaced */
-  double timeout_seconds; /* watchdog of every wait; 0: 60 */
+  double timeout_seconds;             /* watchdog of every wait; 0: 60 */
+  const int32_t* cpus;                /* [num_cpus] own threads are pinned to these CPUs; null: not pinned. Copied. */
+  int32_t num_cpus;
 } hg_config;
 
 HG_EXPORT int32_t hg_abi_version(void);
@@ -95,8 +97,8 @@ typedef struct hg_layer {
   uint32_t struct_size;
   int32_t num_query_heads; /* multiple of num_kv_heads */
   float scale;
-  float soft_cap;          /* 0: none */
-  int32_t sliding_window;  /* tokens a query sees, itself included; 0: unlimited */
+  float soft_cap;            /* 0: none */
+  int32_t sliding_window;    /* tokens a query sees, itself included; 0: unlimited */
   const float* alibi_slopes; /* [num_query_heads] or null */
   const float* sinks;        /* [num_query_heads] or null */
 } hg_layer;
@@ -124,17 +126,17 @@ HG_EXPORT hg_status hg_backend_bind_identity(hg_backend* backend, const hg_pool*
 typedef struct hg_regions {
   uint32_t struct_size;
   int32_t num_layers;
-  void* const* data;     /* [num_layers] */
-  int64_t bytes;         /* of each region */
-  int64_t num_blocks;    /* engine block ids */
+  void* const* data;  /* [num_layers] */
+  int64_t bytes;      /* of each region */
+  int64_t num_blocks; /* engine block ids */
 } hg_regions;
 HG_EXPORT hg_status hg_backend_bind_tiered(hg_backend* backend, const hg_regions* regions);
 
 /* Host mirror of the block tables, fed by deltas per request. */
 typedef enum hg_request_event {
-  HG_REQUEST_SET = 0,      /* new or resumed: `blocks` is the whole table */
-  HG_REQUEST_APPEND = 1,   /* `blocks` are appended */
-  HG_REQUEST_PREEMPT = 2,  /* its blocks are no longer its own */
+  HG_REQUEST_SET = 0,     /* new or resumed: `blocks` is the whole table */
+  HG_REQUEST_APPEND = 1,  /* `blocks` are appended */
+  HG_REQUEST_PREEMPT = 2, /* its blocks are no longer its own */
   HG_REQUEST_FINISH = 3
 } hg_request_event;
 typedef struct hg_request_delta {
@@ -165,8 +167,9 @@ typedef struct hg_batch {
   int64_t num_slots; /* length of slot_mapping */
 } hg_batch;
 
-/* Plans a step. *plan: null makes a new plan, else that plan is refilled (its memory is reused). A plan is valid
- * until the backend plans 2 further steps, and is destroyed before its backend or after it, in either order. */
+/* Plans a step. *plan: null makes a new plan, else that plan is refilled (its memory is reused). In the tiered binding
+ * only the newest plan can be run, because a later one may have moved its pages. A plan may be destroyed before or
+ * after its backend. */
 HG_EXPORT hg_status hg_backend_plan_step(hg_backend* backend, const hg_batch* batch, hg_plan** plan);
 HG_EXPORT void hg_plan_destroy(hg_plan* plan);
 

@@ -1,0 +1,57 @@
+// Executes work items and writes of a plan for one layer with the CPU kernels on an Executor. The CPU worker is one of
+// these; the emulated device is another on threads of its own.
+#ifndef BACKEND_ATTENTION_WORKER_H_
+#define BACKEND_ATTENTION_WORKER_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "backend/executor.h"
+#include "backend/layer_call.h"
+#include "backend/step_plan.h"
+#include "kernels/kernel_table.h"
+
+namespace hybridgen {
+
+class AttentionWorker {
+ public:
+  // `executor` and `kernels` outlive the worker. Allocates every worker's scratch once.
+  AttentionWorker(Executor* executor, const KernelSet* kernels, DType dtype, int head_size, int num_kv_heads);
+  ~AttentionWorker();
+
+  // Writes the call's new K/V of these runs into their pages.
+  absl::Status Write(const LayerCall& call, absl::Span<const WriteRun> runs);
+  // Attends the items; results go to the call's output or partial workspace.
+  // Errors: InvalidArgument when a logit was +inf.
+  absl::Status Attend(const LayerCall& call, absl::Span<const WorkItem> items);
+  // Merges partials into the call's output.
+  absl::Status Merge(const LayerCall& call, absl::Span<const MergeItem> merges);
+
+  // KV bytes that Attend has read, by the tier they lie in.
+  int64_t read_bytes(Tier tier) const { return read_bytes_[static_cast<int>(tier)].load(std::memory_order_relaxed); }
+  Executor& executor() { return *executor_; }
+
+ private:
+  struct Scratch;
+
+  void AttendItem(const LayerCall& call, const WorkItem& item, Scratch& scratch);
+  void AttendPages(const LayerCall& call, const WorkItem& item, PageKind kind, Range pages, Range heads,
+                   const struct Tile& tile, Scratch& scratch);
+
+  Executor* const executor_;
+  const KernelSet* const kernels_;
+  const DType dtype_;
+  const int head_size_;
+  const int num_kv_heads_;
+  std::vector<std::unique_ptr<Scratch>> scratch_;  // per worker of the executor
+  std::atomic<bool> infinite_logit_{false};
+  std::atomic<int64_t> read_bytes_[kNumTiers] = {};
+};
+
+}  // namespace hybridgen
+
+#endif  // BACKEND_ATTENTION_WORKER_H_

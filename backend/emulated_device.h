@@ -1,0 +1,32 @@
+// The `emulated` device kind: threads of its own and the engine's tensor stand for an accelerator and its memory, so
+// that split, publish, evict, recall and merge run for real where there is none. Its times are never GPU times.
+#ifndef BACKEND_EMULATED_DEVICE_H_
+#define BACKEND_EMULATED_DEVICE_H_
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "backend/device_worker.h"
+#include "backend/page_copier.h"
+#include "kernels/kernel_table.h"
+
+namespace hybridgen {
+
+struct EmulatedDeviceOptions {
+  int num_threads = 1;
+  DType dtype = DType::kFloat32;
+  int head_size = 0;
+  int num_kv_heads = 0;
+  double gigabytes_per_second = 0;  // paces attention to this read rate; 0: as fast as it goes
+  absl::Duration timeout = absl::Seconds(60);
+  const KernelSet* kernels = nullptr;
+  // Null without host tiers; then EnqueueCopies is refused.
+  std::shared_ptr<const PageCopier> copier;
+};
+
+absl::StatusOr<std::unique_ptr<DeviceWorker>> CreateEmulatedDevice(const EmulatedDeviceOptions& options);
+
+}  // namespace hybridgen
+
+#endif  // BACKEND_EMULATED_DEVICE_H_

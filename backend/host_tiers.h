@@ -1,0 +1,50 @@
+// The host tiers' memory: one arena per (tier, role), and the addresses of the pages in them.
+#ifndef BACKEND_HOST_TIERS_H_
+#define BACKEND_HOST_TIERS_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "memory/arena.h"
+#include "memory/block_manager.h"
+#include "memory/tier.h"
+
+namespace hybridgen {
+
+struct HostTiersOptions {
+  int64_t page_bytes[kNumRoles] = {0, 0};  // of one page, all layers
+  int dram_pages[kNumRoles] = {0, 0};
+  int cxl_pages[kNumRoles] = {0, 0};
+  int dram_node = -1;  // NUMA node; -1: wherever the process allocates
+  int cxl_node = -1;   // NUMA node; -1: none, the tier is plain memory and says that it is emulated
+};
+
+class HostTiers {
+ public:
+  // Reserves every page at once. Errors: ResourceExhausted naming tier, wanted and available bytes.
+  static absl::StatusOr<std::unique_ptr<HostTiers>> Create(const HostTiersOptions& options);
+
+  // Address of the page's layer 0.
+  uint64_t Address(PageRole role, const HostPage& page) const {
+    const int r = static_cast<int>(role);
+    return base_[static_cast<int>(page.tier)][r] + static_cast<uint64_t>(page.index) * options_.page_bytes[r];
+  }
+  // A page of zeros, as large as the larger role's.
+  uint64_t ZeroPage() const { return reinterpret_cast<uint64_t>(zero_->data()); }
+
+  const HostTiersOptions& options() const { return options_; }
+
+ private:
+  explicit HostTiers(const HostTiersOptions& options) : options_(options) {}
+
+  const HostTiersOptions options_;
+  std::unique_ptr<Arena> arenas_[kNumTiers][kNumRoles];
+  uint64_t base_[kNumTiers][kNumRoles] = {};
+  std::unique_ptr<Arena> zero_;
+};
+
+}  // namespace hybridgen
+
+#endif  // BACKEND_HOST_TIERS_H_

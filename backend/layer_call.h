@@ -1,0 +1,64 @@
+// What one layer of a planned step hands to its workers.
+#ifndef BACKEND_LAYER_CALL_H_
+#define BACKEND_LAYER_CALL_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "backend/step_plan.h"
+#include "kernels/dtype.h"
+#include "kernels/page_format.h"
+
+namespace hybridgen {
+
+// Parameters of one attention layer.
+struct LayerParams {
+  int num_query_heads = 0;
+  float scale = 1.0f;
+  float soft_cap = 0.0f;            // 0: none
+  int32_t sliding_window = 0;       // tokens a query sees, itself included; 0: unlimited
+  std::vector<float> alibi_slopes;  // [num_query_heads] or empty
+  std::vector<float> sinks;         // [num_query_heads] or empty
+};
+
+// Where a layer's pages lie.
+struct LayerPages {
+  // Pages of the engine's tensor: K of page p at pool_k + p * pool_page_bytes.
+  PageGeometry pool;
+  uint64_t pool_k = 0;
+  uint64_t pool_v = 0;
+  uint64_t pool_page_bytes = 0;
+  int64_t pool_pages = 0;  // 0: not bound
+  // Host pages: a page's data of this layer lies at its address + host_k (K) or + host_v (V).
+  PageGeometry host;
+  uint64_t host_k = 0;
+  uint64_t host_v = 0;
+};
+
+// [tokens][heads][head_size], dims contiguous, strides in elements. Borrowed for the call.
+struct TensorView {
+  void* data = nullptr;
+  int64_t token_stride = 0;
+  int64_t head_stride = 0;
+};
+
+// Partials of all splits: o[row][query head][head_size], lse[row][query head], float32.
+struct PartialWorkspace {
+  float* o = nullptr;
+  float* lse = nullptr;
+};
+
+struct LayerCall {
+  const StepPlan* plan = nullptr;
+  const LayerParams* params = nullptr;
+  const LayerPages* pages = nullptr;
+  TensorView query;
+  TensorView key;  // null data: nothing is written
+  TensorView value;
+  TensorView output;
+  PartialWorkspace partials;
+};
+
+}  // namespace hybridgen
+
+#endif  // BACKEND_LAYER_CALL_H_

@@ -1,0 +1,46 @@
+#include "backend/page_copier.h"
+
+namespace hybridgen {
+
+absl::Status PageCopier::Run(absl::Span<const CopyTask> tasks, Executor& executor) const {
+  const int64_t layers = static_cast<int64_t>(layers_.size());
+  return ParallelFor(executor, static_cast<int64_t>(tasks.size()) * layers,
+                     [&](int, int64_t i) { CopyLayer(tasks[i / layers], layers_[i % layers]); });
+}
+
+void PageCopier::CopyLayer(const CopyTask& task, const LayerPages& layer) const {
+  const uint64_t pool_offset = static_cast<uint64_t>(task.device_page) * layer.pool_page_bytes;
+  const auto address = [&](PageRole role, const HostPage& page) {
+    return host_->Address(role, page) + (role == PageRole::kKey ? layer.host_k : layer.host_v);
+  };
+  const auto copy = [&](PageRole role, const HostPage& to, const HostPage& from, uint64_t pool) {
+    const KvRole kv = role == PageRole::kKey ? KvRole::kKey : KvRole::kValue;
+    switch (task.kind) {
+      case CopyTask::Kind::kPublish:
+        kernels_->convert_page(kv, layer.pool, pool + pool_offset, layer.host, address(role, to), task.num_tokens);
+        return;
+      case CopyTask::Kind::kRecall:
+        kernels_->convert_page(kv, layer.host, address(role, to), layer.pool, pool + pool_offset, task.num_tokens);
+        return;
+      case CopyTask::Kind::kMigrate:
+        if (from.index < 0) return;  // this role stays
+        kernels_->convert_page(kv, layer.host, address(role, from), layer.host, address(role, to), task.num_tokens);
+        return;
+    }
+  };
+  copy(PageRole::kKey, task.k, task.from_k, layer.pool_k);
+  copy(PageRole::kValue, task.v, task.from_v, layer.pool_v);
+}
+
+int64_t PageCopier::Bytes(const CopyTask& task) const {
+  int64_t bytes = 0;
+  for (const LayerPages& layer : layers_) {
+    const PageGeometry& g = layer.host;
+    const int64_t role = static_cast<int64_t>(DTypeSize(g.dtype)) * g.kv_heads * g.head_size * task.num_tokens;
+    const bool both = task.kind != CopyTask::Kind::kMigrate || (task.from_k.index >= 0 && task.from_v.index >= 0);
+    bytes += both ? 2 * role : role;
+  }
+  return bytes;
+}
+
+}  // namespace hybridgen

@@ -1,0 +1,639 @@
+#include "backend/paged_attention_backend.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+
+#include "absl/strings/str_cat.h"
+#include "backend/attention_worker.h"
+#include "backend/emulated_device.h"
+#include "backend/openmp_executor.h"
+#include "backend/page_copier.h"
+#include "backend/pool_executor.h"
+#include "backend/statistics.h"
+#include "kernels/kernel_table.h"
+#include "memory/placement.h"
+#include "scheduler/step_knobs.h"
+
+namespace hybridgen {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Bytes of KV that one step may publish or recall: bounds the mover to about one step's worth of a prefill chunk.
+constexpr int64_t kCopyBytesPerStep = 64 << 20;
+// Share of the device tier that is kept free or evictable without a copy.
+constexpr int kWatermarkDivisor = 4;
+
+absl::Status CheckRange(const char* field, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("create backend: ", field, " is ", value, "; accepted: ", low, " to ", high));
+}
+
+absl::Status Validate(const BackendOptions& o) {
+  constexpr int kMaxThreads = 4096;
+  for (const absl::Status& status : {
+           CheckRange("num_kv_heads", o.num_kv_heads, 1, 1024),
+           CheckRange("num_threads", o.num_threads, 0, kMaxThreads),
+           CheckRange("device_threads", o.device_threads, 1, kMaxThreads),
+           CheckRange("speculative_tokens", o.speculative_tokens, 0, 4096),
+           CheckRange("dram_bytes", o.dram_bytes, 0, INT64_MAX),
+           CheckRange("cxl_bytes", o.cxl_bytes, 0, INT64_MAX),
+           CheckRange("dram_node", o.dram_node, -1, 1023),
+           CheckRange("cxl_node", o.cxl_node, -1, 1023),
+       }) {
+    if (!status.ok()) return status;
+  }
+  if (o.head_size % 8 != 0 || o.head_size < 8 || (o.head_size > 256 && o.head_size != 512)) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: head_size is ", o.head_size,
+                                                   "; accepted: multiples of 8 from 8 to 256, and 512"));
+  }
+  if (o.block_size % 16 != 0 || o.block_size < 16 || o.block_size > 65536) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("create backend: block_size is ", o.block_size, "; accepted: multiples of 16 from 16 to 65536"));
+  }
+  if (!(o.streaming_share >= 0 && o.streaming_share <= 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("create backend: streaming_share is ", o.streaming_share, "; accepted: 0 to 1"));
+  }
+  if (!(o.device_gigabytes_per_second >= 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: device_gigabytes_per_second is ",
+                                                   o.device_gigabytes_per_second, "; accepted: 0 (unpaced) or more"));
+  }
+  if (!(o.timeout > absl::ZeroDuration())) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: timeout is ", absl::FormatDuration(o.timeout),
+                                                   "; accepted: more than 0 seconds"));
+  }
+  if (o.device_kind == DeviceKind::kCuda) {
+    return absl::UnimplementedError(
+        "create backend: device_kind cuda is not part of this build; accepted: cpu, emulated");
+  }
+  if (o.binding == Binding::kTiered && o.dram_bytes == 0 && o.cxl_bytes == 0) {
+    return absl::InvalidArgumentError(
+        "create backend: dram_bytes and cxl_bytes are both 0; the tiered binding needs a host tier, or take the "
+        "identity binding");
+  }
+  return absl::OkStatus();
+}
+
+int UsableCpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
+
+absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor(const BackendOptions& o) {
+  const bool team =
+      o.executor == ExecutorKind::kOpenMp || (o.executor == ExecutorKind::kAuto && o.device_kind == DeviceKind::kCpu);
+  if (team) {
+    absl::StatusOr<std::unique_ptr<Executor>> executor = CreateOpenMpExecutor(o.num_threads);
+    if (executor.ok() || o.executor == ExecutorKind::kOpenMp) return executor;
+  }
+  PoolExecutorOptions pool;
+  const int cpus = o.cpus.empty() ? UsableCpus() : static_cast<int>(o.cpus.size());
+  const int taken = o.device_kind == DeviceKind::kEmulated ? o.device_threads : 0;
+  pool.num_workers = o.num_threads > 0 ? o.num_threads : std::max(1, cpus - taken);
+  pool.cpus = o.cpus;
+  pool.timeout = o.timeout;
+  return CreatePoolExecutor(pool);
+}
+
+// Copies by the CPU worker's own executor, between steps: the `cpu` kind has no second processor to hide them on.
+class InlineCopies final : public CopySink {
+ public:
+  InlineCopies(const PageCopier* copier, Executor* executor) : copier_(copier), executor_(executor) {}
+
+  absl::Status Start(std::vector<CopyTask> tasks) override {
+    const Clock::time_point begin = Clock::now();
+    absl::Status status = copier_->Run(tasks, *executor_);
+    seconds_ += SecondsSince(begin);
+    if (status.ok()) finished_.insert(finished_.end(), tasks.begin(), tasks.end());
+    return status;
+  }
+  std::vector<CopyTask> TakeFinished() override { return std::exchange(finished_, {}); }
+  absl::Status Drain() override { return absl::OkStatus(); }
+  double seconds() const { return seconds_; }
+
+ private:
+  const PageCopier* const copier_;
+  Executor* const executor_;
+  std::vector<CopyTask> finished_;
+  double seconds_ = 0;
+};
+
+class DeviceCopies final : public CopySink {
+ public:
+  explicit DeviceCopies(DeviceWorker* device) : device_(device) {}
+  absl::Status Start(std::vector<CopyTask> tasks) override { return device_->EnqueueCopies(std::move(tasks)); }
+  std::vector<CopyTask> TakeFinished() override { return device_->TakeFinishedCopies(); }
+  absl::Status Drain() override { return device_->Drain(); }
+
+ private:
+  DeviceWorker* const device_;
+};
+
+class BackendImpl final : public PagedAttentionBackend {
+ public:
+  BackendImpl(const BackendOptions& options, const KernelSet* kernels, std::unique_ptr<Executor> executor)
+      : o_(options),
+        id_(NextId()),
+        kernels_(kernels),
+        executor_(std::move(executor)),
+        cpu_(executor_.get(), kernels, options.dtype, options.head_size, options.num_kv_heads) {
+    StepKnobs knobs;
+    knobs.streaming_share = o_.streaming_share;
+    SetKnobs(knobs);
+    if (o_.binding == Binding::kIdentity) planner_ = CreateIdentityPlanner(o_.block_size);
+  }
+
+  // Without host tiers there is nothing to copy, so an identity-bound device can start at once.
+  absl::Status StartDevice(std::shared_ptr<const PageCopier> copier) {
+    if (o_.device_kind != DeviceKind::kEmulated) return absl::OkStatus();
+    EmulatedDeviceOptions device;
+    device.num_threads = o_.device_threads;
+    device.dtype = o_.dtype;
+    device.head_size = o_.head_size;
+    device.num_kv_heads = o_.num_kv_heads;
+    device.gigabytes_per_second = o_.device_gigabytes_per_second;
+    device.timeout = o_.timeout;
+    device.kernels = kernels_;
+    device.copier = std::move(copier);
+    absl::StatusOr<std::unique_ptr<DeviceWorker>> worker = CreateEmulatedDevice(device);
+    if (!worker.ok()) return worker.status();
+    device_ = *std::move(worker);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<int> AddLayer(const LayerParams& params) override {
+    if (params.num_query_heads < 1 || params.num_query_heads % o_.num_kv_heads != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("add layer: num_query_heads is ", params.num_query_heads,
+                       "; accepted: positive multiples of num_kv_heads = ", o_.num_kv_heads));
+    }
+    if (!(params.soft_cap >= 0)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("add layer: soft_cap is ", params.soft_cap, "; accepted: 0 (none) or more"));
+    }
+    if (params.sliding_window < 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("add layer: sliding_window is ", params.sliding_window, "; accepted: 0 (unlimited) or more"));
+    }
+    layers_.push_back({params, {}, false});
+    limits_.split.group = std::max(limits_.split.group, params.num_query_heads / o_.num_kv_heads);
+    limits_.widest_window = 0;
+    for (const Layer& layer : layers_) {
+      if (layer.params.sliding_window == 0) {
+        limits_.widest_window = 0;
+        break;
+      }
+      limits_.widest_window = std::max(limits_.widest_window, layer.params.sliding_window);
+    }
+    return static_cast<int>(layers_.size()) - 1;
+  }
+
+  absl::Status BindIdentity(const IdentityPool& pool) override;
+  absl::Status BindTiered(const TieredPool& pool) override;
+
+  absl::StatusOr<BlockTableMirror*> Mirror() override {
+    if (mirror_ == nullptr) {
+      return absl::FailedPreconditionError("update requests: the backend is not bound yet; call bind tiered first");
+    }
+    return mirror_.get();
+  }
+
+  absl::Status PlanStep(const StepBatch& batch, Plan& plan) override {
+    if (planner_ == nullptr) {
+      return absl::FailedPreconditionError("plan step: the backend is not bound yet; call bind tiered first");
+    }
+    BackendOf(plan) = 0;  // not runnable unless planning succeeds
+    knobs_ = policy_->Next(TakeTimings());
+    limits_.split.num_kv_heads = o_.num_kv_heads;
+    limits_.split.cpu_workers = executor_->num_workers();
+    limits_.split.device_workers = device_ == nullptr ? 0 : device_->num_workers();
+    limits_.split.max_tile_rows = kMaxTileRows;
+    StepPlan& step = StepOf(plan);
+    if (absl::Status status = planner_->Plan(batch, limits_, step); !status.ok()) return status;
+    newest_step_ = step.step;
+    BackendOf(plan) = id_;
+    ++steps_;
+    tokens_written_ += step.tokens_written;
+    return absl::OkStatus();
+  }
+
+  absl::Status Forward(Plan& plan, int layer, const TensorView& query, const TensorView& key, const TensorView& value,
+                       const TensorView& output) override;
+
+  absl::Status SetStreamingShare(double share) override {
+    if (!(share >= 0 && share <= 1)) {
+      return absl::InvalidArgumentError(absl::StrCat("set streaming share: value is ", share, "; accepted: 0 to 1"));
+    }
+    StepKnobs knobs = knobs_;
+    knobs.streaming_share = share;
+    SetKnobs(knobs);
+    return absl::OkStatus();
+  }
+
+  std::string StatisticsJson() const override;
+
+ private:
+  struct Layer {
+    LayerParams params;
+    LayerPages pages;
+    bool bound = false;
+  };
+
+  static uint64_t NextId() {
+    static std::atomic<uint64_t> next{1};
+    return next.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  PageGeometry HostGeometry() const {
+    PageGeometry g;
+    g.format = PageFormat::kPackedV1;
+    g.dtype = o_.dtype;
+    g.page_tokens = o_.block_size;
+    g.kv_heads = o_.num_kv_heads;
+    g.head_size = o_.head_size;
+    return g;
+  }
+
+  // Bytes of one block of one layer in the engine's tensor, K and V.
+  int64_t PoolPageBytes() const {
+    return static_cast<int64_t>(2 * DTypeSize(o_.dtype)) * o_.num_kv_heads * o_.block_size * o_.head_size;
+  }
+
+  void SetKnobs(const StepKnobs& knobs) {
+    knobs_ = knobs;
+    policy_ = std::make_unique<FixedKnobs>(knobs);
+  }
+
+  StepTimings TakeTimings();
+
+  BackendOptions o_;
+  const uint64_t id_;
+  const KernelSet* const kernels_;
+  const std::unique_ptr<Executor> executor_;
+  AttentionWorker cpu_;
+  std::vector<Layer> layers_;
+  LayerLimits limits_;
+  std::unique_ptr<KnobPolicy> policy_;
+  StepKnobs knobs_;    // of the newest step
+  StepTimings timed_;  // totals at the last plan
+  int64_t newest_step_ = 0;
+  int64_t steps_ = 0;
+  int64_t tokens_written_ = 0;
+  int64_t forward_calls_ = 0;
+  double cpu_seconds_ = 0;
+  double wait_seconds_ = 0;
+  int64_t num_stored_ = 0;  // layers with KV of their own
+  // Tiered binding, in order of construction.
+  TieredPool tiered_pool_;
+  std::unique_ptr<HostTiers> host_;
+  std::unique_ptr<BlockManager> blocks_;
+  std::unique_ptr<BlockTableMirror> mirror_;
+  std::shared_ptr<const PageCopier> copier_;
+  std::unique_ptr<DeviceWorker> device_;  // null in the `cpu` kind
+  std::unique_ptr<InlineCopies> inline_copies_;
+  std::unique_ptr<CopySink> device_copies_;
+  std::unique_ptr<StepPlanner> planner_;
+};
+
+absl::Status BackendImpl::BindIdentity(const IdentityPool& pool) {
+  if (o_.binding != Binding::kIdentity) {
+    return absl::FailedPreconditionError("bind identity: the backend was created for the tiered binding");
+  }
+  if (pool.layer < 0 || pool.layer >= static_cast<int>(layers_.size())) {
+    return absl::InvalidArgumentError(absl::StrCat("bind identity: layer is ", pool.layer, "; accepted: 0 to ",
+                                                   static_cast<int>(layers_.size()) - 1));
+  }
+  if (pool.data == nullptr) return absl::InvalidArgumentError("bind identity: data is null; accepted: the KV tensor");
+  if (pool.num_blocks < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("bind identity: num_blocks is ", pool.num_blocks, "; accepted: 1 or more"));
+  }
+  if (pool.block_stride < 1 || pool.head_stride < 1 || pool.token_stride < 2 * o_.head_size) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "bind identity: strides (block ", pool.block_stride, ", head ", pool.head_stride, ", token ", pool.token_stride,
+        ") are too small; accepted: positive, token stride at least 2 * head_size = ", 2 * o_.head_size));
+  }
+  Layer& layer = layers_[pool.layer];
+  LayerPages& pages = layer.pages;
+  pages.pool = HostGeometry();
+  pages.pool.format = PageFormat::kStrided;
+  pages.pool.k_head_stride = pages.pool.v_head_stride = pool.head_stride;
+  pages.pool.k_token_stride = pages.pool.v_token_stride = pool.token_stride;
+  pages.pool_k = reinterpret_cast<uint64_t>(pool.data);
+  pages.pool_v = pages.pool_k + o_.head_size * DTypeSize(o_.dtype);
+  pages.pool_page_bytes = pool.block_stride * DTypeSize(o_.dtype);
+  pages.pool_pages = pool.num_blocks;
+  layer.bound = true;
+  return absl::OkStatus();
+}
+
+absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
+  if (o_.binding != Binding::kTiered) {
+    return absl::FailedPreconditionError("bind tiered: the backend was created for the identity binding");
+  }
+  if (planner_ != nullptr) {
+    // The engine may bind the same tensor again; anything else would move pages under running requests.
+    if (pool.data == tiered_pool_.data && pool.bytes == tiered_pool_.bytes &&
+        pool.num_blocks == tiered_pool_.num_blocks) {
+      return absl::OkStatus();
+    }
+    return absl::FailedPreconditionError("bind tiered: already bound to another tensor; create a new backend");
+  }
+  if (layers_.empty() || pool.data.size() != layers_.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("bind tiered: ", pool.data.size(), " regions for ", layers_.size(),
+                                                   " layers; accepted: one region for each added layer"));
+  }
+  constexpr int64_t kMaxBlocks = int64_t{1} << 30;
+  if (pool.num_blocks < 2 || pool.num_blocks > kMaxBlocks) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("bind tiered: num_blocks is ", pool.num_blocks, "; accepted: 2 to ", kMaxBlocks));
+  }
+  if (pool.bytes < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("bind tiered: bytes is ", pool.bytes, "; accepted: 0 or more"));
+  }
+  std::vector<void*> stored;  // distinct regions, in the order of their first layer
+  for (size_t i = 0; i < pool.data.size(); ++i) {
+    if (pool.data[i] == nullptr) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("bind tiered: data[", i, "] is null; accepted: the layer's region"));
+    }
+    if (std::find(stored.begin(), stored.end(), pool.data[i]) == stored.end()) stored.push_back(pool.data[i]);
+  }
+
+  const int64_t element = DTypeSize(o_.dtype);
+  const int64_t device_page = PoolPageBytes();
+  const int64_t host_page = PackedPageBytes(o_.dtype, o_.num_kv_heads, o_.block_size, o_.head_size);
+  const int64_t num_stored = static_cast<int64_t>(stored.size());
+
+  BlockManagerOptions manager;
+  manager.num_blocks = static_cast<int>(pool.num_blocks);
+  manager.block_size = o_.block_size;
+  manager.device_pages = static_cast<int>(std::min(pool.bytes / device_page, pool.num_blocks - 1));
+  manager.publish_mode = o_.device_kind == DeviceKind::kCpu ? PublishMode::kMove : PublishMode::kCopy;
+  manager.publish_lag_tokens = o_.speculative_tokens + 1;
+  manager.device_low_watermark = manager.device_pages / kWatermarkDivisor;
+
+  PlacementRequest request;
+  request.dram_bytes = o_.dram_bytes;
+  request.cxl_bytes = o_.cxl_bytes;
+  request.page_bytes[0] = request.page_bytes[1] = host_page * num_stored;
+  request.blocks = pool.num_blocks - 1;
+  absl::StatusOr<Placement> placement = PlaceHostPages(request);
+  if (!placement.ok()) return placement.status();
+  if (manager.device_pages + placement->host_blocks < pool.num_blocks - 1) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("bind tiered: the engine has ", pool.num_blocks - 1, " blocks of ", 2 * host_page * num_stored,
+                     " bytes; the device tier holds ", manager.device_pages, " and the host tiers ",
+                     placement->host_blocks, " (dram_bytes ", o_.dram_bytes, ", cxl_bytes ", o_.cxl_bytes,
+                     "); raise dram_bytes or cxl_bytes, or give the engine fewer blocks"));
+  }
+  HostTiersOptions tiers;
+  for (int role = 0; role < kNumRoles; ++role) {
+    tiers.page_bytes[role] = request.page_bytes[role];
+    tiers.dram_pages[role] = manager.dram_pages[role] = placement->dram_pages[role];
+    tiers.cxl_pages[role] = manager.cxl_pages[role] = placement->cxl_pages[role];
+  }
+  tiers.dram_node = o_.dram_node;
+  tiers.cxl_node = o_.cxl_node;
+
+  absl::StatusOr<std::unique_ptr<BlockManager>> blocks = BlockManager::Create(manager);
+  if (!blocks.ok()) return blocks.status();
+  absl::StatusOr<std::unique_ptr<HostTiers>> host = HostTiers::Create(tiers);
+  if (!host.ok()) return host.status();
+
+  std::vector<LayerPages> copied;
+  for (int64_t s = 0; s < num_stored; ++s) {
+    LayerPages pages;
+    pages.pool = HostGeometry();
+    pages.pool.format = PageFormat::kStrided;
+    pages.pool.k_token_stride = pages.pool.v_token_stride = 2 * o_.head_size;
+    pages.pool.k_head_stride = pages.pool.v_head_stride = static_cast<int64_t>(o_.block_size) * 2 * o_.head_size;
+    pages.pool_k = reinterpret_cast<uint64_t>(stored[s]);
+    pages.pool_v = pages.pool_k + o_.head_size * element;
+    pages.pool_page_bytes = device_page;
+    pages.pool_pages = manager.device_pages;
+    pages.host = HostGeometry();
+    pages.host_k = pages.host_v = s * host_page;
+    copied.push_back(pages);
+  }
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const size_t s = std::find(stored.begin(), stored.end(), pool.data[i]) - stored.begin();
+    layers_[i].pages = copied[s];
+    layers_[i].bound = true;
+  }
+
+  auto copier = std::make_shared<const PageCopier>(kernels_, host->get(), std::move(copied));
+  if (absl::Status status = StartDevice(copier); !status.ok()) return status;
+  host_ = *std::move(host);
+  blocks_ = *std::move(blocks);
+  mirror_ = std::make_unique<BlockTableMirror>(pool.num_blocks);
+  copier_ = std::move(copier);
+  StepKnobs knobs = knobs_;
+  knobs.publish_blocks = knobs.recall_blocks =
+      static_cast<int>(std::clamp<int64_t>(kCopyBytesPerStep / (2 * host_page * num_stored), 1, 4096));
+  SetKnobs(knobs);
+  num_stored_ = num_stored;
+  TieredPlannerOptions planner;
+  planner.block_size = o_.block_size;
+  planner.num_blocks = pool.num_blocks;
+  planner.blocks = blocks_.get();
+  planner.host = host_.get();
+  planner.mirror = mirror_.get();
+  planner.knobs = &knobs_;
+  planner.has_device_worker = device_ != nullptr;
+  if (device_ != nullptr) {
+    device_copies_ = std::make_unique<DeviceCopies>(device_.get());
+    planner.copies = device_copies_.get();
+  } else {
+    inline_copies_ = std::make_unique<InlineCopies>(copier_.get(), executor_.get());
+    planner.copies = inline_copies_.get();
+  }
+  planner_ = CreateTieredPlanner(planner);
+  tiered_pool_ = pool;
+  return absl::OkStatus();
+}
+
+absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query, const TensorView& key,
+                                  const TensorView& value, const TensorView& output) {
+  const StepPlan& step = StepOf(plan);
+  if (BackendOf(plan) != id_) {
+    return absl::InvalidArgumentError("forward: the plan is of another backend, or its planning failed");
+  }
+  if (o_.binding == Binding::kTiered && step.step != newest_step_) {
+    return absl::FailedPreconditionError(absl::StrCat("forward: the plan is of step ", step.step, ", the newest is ",
+                                                      newest_step_, "; its pages may have moved: plan again"));
+  }
+  if (index < 0 || index >= static_cast<int>(layers_.size())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("forward: layer is ", index, "; accepted: 0 to ", static_cast<int>(layers_.size()) - 1));
+  }
+  const Layer& layer = layers_[index];
+  if (!layer.bound) {
+    return absl::FailedPreconditionError(absl::StrCat("forward: layer ", index, " is not bound to a KV tensor yet"));
+  }
+  ++forward_calls_;
+  if (step.num_tokens == 0 && step.tokens_written == 0) return absl::OkStatus();
+  if (query.data == nullptr || output.data == nullptr) {
+    return absl::InvalidArgumentError("forward: query or output data is null; accepted: [tokens][heads][head_size]");
+  }
+  if ((key.data == nullptr) != (value.data == nullptr)) {
+    return absl::InvalidArgumentError("forward: only one of key and value is null; accepted: both or neither");
+  }
+  if (o_.binding == Binding::kIdentity && step.max_block >= layer.pages.pool_pages) {
+    return absl::InvalidArgumentError(absl::StrCat("forward: the plan names block id ", step.max_block,
+                                                   "; accepted: 0 to ", layer.pages.pool_pages - 1,
+                                                   " in the tensor of layer ", index));
+  }
+  if (step.window_tokens > 0 &&
+      (layer.params.sliding_window == 0 || layer.params.sliding_window > step.window_tokens)) {
+    return absl::FailedPreconditionError(absl::StrCat("forward: layer ", index, " sees more tokens than the ",
+                                                      step.window_tokens,
+                                                      " that the plan was made for; plan after adding all layers"));
+  }
+
+  LayerCall call;
+  call.plan = &step;
+  call.params = &layer.params;
+  call.pages = &layer.pages;
+  call.query = query;
+  call.key = key;
+  call.value = value;
+  call.output = output;
+  call.partials = WorkspaceOf(plan, step.partial_rows, layer.params.num_query_heads, o_.head_size);
+
+  if (device_ == nullptr) {
+    if (absl::Status status = cpu_.Write(call, step.pool_writes); !status.ok()) return status;
+    if (absl::Status status = cpu_.Write(call, step.host_writes); !status.ok()) return status;
+    const Clock::time_point begin = Clock::now();
+    absl::Status status = cpu_.Attend(call, step.cpu_items);
+    cpu_seconds_ += SecondsSince(begin);
+    if (!status.ok()) return status;
+    return cpu_.Merge(call, step.merges);
+  }
+  if (absl::Status status = device_->BeginLayer(call); !status.ok()) return status;
+  absl::Status status = cpu_.Write(call, step.host_writes);
+  device_->HostWritten();
+  const Clock::time_point begin = Clock::now();
+  if (status.ok()) status = cpu_.Attend(call, step.cpu_items);
+  const Clock::time_point attended = Clock::now();
+  cpu_seconds_ += std::chrono::duration<double>(attended - begin).count();
+  device_->HostAttended();
+  absl::Status device_status = device_->WaitLayer();
+  wait_seconds_ += SecondsSince(attended);
+  return status.ok() ? device_status : status;
+}
+
+// What the last step took: totals now less totals at the last plan.
+StepTimings BackendImpl::TakeTimings() {
+  StepTimings now;
+  now.cpu_seconds = cpu_seconds_;
+  for (int t = 0; t < kNumTiers; ++t) {
+    now.cpu_bytes += cpu_.read_bytes(static_cast<Tier>(t));
+    if (device_ != nullptr) now.device_bytes += device_->read_bytes(static_cast<Tier>(t));
+  }
+  if (device_ != nullptr) {
+    now.device_seconds = device_->seconds().attend;
+    now.transfer_seconds = device_->seconds().transfer;
+  } else if (inline_copies_ != nullptr) {
+    now.transfer_seconds = inline_copies_->seconds();
+  }
+  StepTimings step;
+  step.device_seconds = now.device_seconds - timed_.device_seconds;
+  step.cpu_seconds = now.cpu_seconds - timed_.cpu_seconds;
+  step.transfer_seconds = now.transfer_seconds - timed_.transfer_seconds;
+  step.device_bytes = now.device_bytes - timed_.device_bytes;
+  step.cpu_bytes = now.cpu_bytes - timed_.cpu_bytes;
+  timed_ = now;
+  return step;
+}
+
+std::string BackendImpl::StatisticsJson() const {
+  BackendStatistics s;
+  s.device_kind = o_.device_kind == DeviceKind::kCpu ? "cpu" : "emulated";
+  s.binding = o_.binding == Binding::kIdentity ? "identity" : "tiered";
+  s.kernels = kernels_->name;
+  s.executor = executor_->description();
+  s.steps = steps_;
+  s.tokens_written = tokens_written_;
+  s.forward_calls = forward_calls_;
+  s.cpu_seconds = cpu_seconds_;
+  s.wait_seconds = wait_seconds_;
+  s.streaming_share = knobs_.streaming_share;
+  if (device_ != nullptr) {
+    const DeviceSeconds seconds = device_->seconds();
+    s.device_seconds = seconds.attend;
+    s.merge_seconds = seconds.merge;
+    s.transfer_seconds = seconds.transfer;
+  } else if (inline_copies_ != nullptr) {
+    s.transfer_seconds = inline_copies_->seconds();
+  }
+  for (int t = 0; t < kNumTiers; ++t) {
+    s.tiers[t].cpu_read_bytes = cpu_.read_bytes(static_cast<Tier>(t));
+    if (device_ != nullptr) s.tiers[t].device_read_bytes = device_->read_bytes(static_cast<Tier>(t));
+  }
+  TierStatistics& device = s.tiers[static_cast<int>(Tier::kDevice)];
+  device.configured = true;
+  device.emulated = o_.device_kind == DeviceKind::kEmulated;
+  if (blocks_ == nullptr) {
+    for (const Layer& layer : layers_) {
+      device.capacity_bytes += layer.pages.pool_pages * PoolPageBytes();
+    }
+    return s.ToJson();
+  }
+  s.blocks = blocks_->Stats();
+  const HostTiersOptions& host = host_->options();
+  for (int t = 0; t < kNumTiers; ++t) {
+    TierStatistics& tier = s.tiers[t];
+    const bool is_device = static_cast<Tier>(t) == Tier::kDevice;
+    // A device page holds both roles of a block.
+    const int64_t key_bytes = is_device ? num_stored_ * PoolPageBytes() / 2 : host.page_bytes[0];
+    const int64_t value_bytes = is_device ? num_stored_ * PoolPageBytes() / 2 : host.page_bytes[1];
+    tier.capacity_bytes = s.blocks.capacity_pages[t][0] * key_bytes + s.blocks.capacity_pages[t][1] * value_bytes;
+    tier.resident_key_bytes = s.blocks.resident_pages[t][0] * key_bytes;
+    tier.resident_value_bytes = s.blocks.resident_pages[t][1] * value_bytes;
+    if (!is_device) tier.configured = tier.capacity_bytes > 0;
+  }
+  s.tiers[static_cast<int>(Tier::kDram)].node = o_.dram_node;
+  s.tiers[static_cast<int>(Tier::kCxl)].node = o_.cxl_node;
+  s.tiers[static_cast<int>(Tier::kCxl)].emulated = o_.cxl_node < 0;
+  return s.ToJson();
+}
+
+}  // namespace
+
+PartialWorkspace PagedAttentionBackend::WorkspaceOf(Plan& plan, int64_t rows, int heads, int head_size) {
+  const size_t lse = static_cast<size_t>(rows) * heads;
+  if (plan.partial_lse_.size() < lse) {
+    plan.partial_lse_.resize(lse);
+    plan.partial_o_.resize(lse * head_size);
+  }
+  return {plan.partial_o_.data(), plan.partial_lse_.data()};
+}
+
+absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> PagedAttentionBackend::Create(const BackendOptions& options) {
+  if (absl::Status status = Validate(options); !status.ok()) return status;
+  const CpuFeatures features = DetectCpuFeatures();
+  const KernelSet* kernels = &SelectKernelSet(features);
+  if (!options.isa_is_auto) {
+    absl::StatusOr<const KernelSet*> wanted = FindKernelSet(features, options.isa);
+    if (!wanted.ok()) return wanted.status();
+    kernels = *wanted;
+  }
+  absl::StatusOr<std::unique_ptr<Executor>> executor = MakeExecutor(options);
+  if (!executor.ok()) return executor.status();
+  auto backend = std::make_unique<BackendImpl>(options, kernels, *std::move(executor));
+  if (options.binding == Binding::kIdentity) {
+    if (absl::Status status = backend->StartDevice(nullptr); !status.ok()) return status;
+  }
+  return backend;
+}
+
+}  // namespace hybridgen

@@ -1,0 +1,124 @@
+// Paged attention over a KV cache that spans tiers: the library's one interface above its parts.
+//
+// Life: Create, AddLayer for each layer, bind the engine's tensor (identity or tiered), then per engine step
+// PlanStep once and Forward for each layer. Planning may allocate; running does not. One thread drives a backend.
+#ifndef BACKEND_PAGED_ATTENTION_BACKEND_H_
+#define BACKEND_PAGED_ATTENTION_BACKEND_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "backend/layer_call.h"
+#include "backend/step_planner.h"
+#include "kernels/cpu_features.h"
+#include "kernels/dtype.h"
+
+namespace hybridgen {
+
+// Who does the device tier's work. Values are part of the C ABI.
+enum class DeviceKind : uint8_t { kCpu = 0, kEmulated = 1, kCuda = 2 };
+enum class Binding : uint8_t { kIdentity = 0, kTiered = 1 };
+enum class ExecutorKind : uint8_t { kAuto = 0, kOpenMp = 1, kPool = 2 };
+
+struct BackendOptions {
+  DeviceKind device_kind = DeviceKind::kCpu;
+  Binding binding = Binding::kIdentity;
+  ExecutorKind executor = ExecutorKind::kAuto;
+  bool isa_is_auto = true;  // else `isa`
+  Isa isa = Isa::kPortable;
+  DType dtype = DType::kFloat32;
+  int num_kv_heads = 0;
+  int head_size = 0;
+  int block_size = 0;
+  int num_threads = 0;         // CPU worker; 0: all CPUs it may use (emulated: less device_threads)
+  int device_threads = 1;      // emulated device
+  std::vector<int> cpus;       // own threads are pinned to these; empty: not pinned
+  int speculative_tokens = 0;  // draft tokens that a step may write and later reject
+  int64_t dram_bytes = 0;      // host tiers, all layers together
+  int64_t cxl_bytes = 0;
+  int dram_node = -1;
+  int cxl_node = -1;
+  double streaming_share = 0;
+  double device_gigabytes_per_second = 0;
+  absl::Duration timeout = absl::Seconds(60);
+};
+
+struct IdentityPool {
+  int layer = 0;
+  void* data = nullptr;
+  int64_t num_blocks = 0;
+  // K of (block, head, token) begins at data + their sum, in elements; V head_size elements after it.
+  int64_t block_stride = 0;
+  int64_t head_stride = 0;
+  int64_t token_stride = 0;
+};
+
+struct TieredPool {
+  std::vector<void*> data;  // [layer]; layers that share KV name the same region
+  int64_t bytes = 0;        // of each region
+  int64_t num_blocks = 0;   // engine block ids; 0 is the null block
+};
+
+class PagedAttentionBackend;
+
+// A step's plan with the memory that running it needs. Made by PlanStep, refilled by later ones.
+class Plan {
+ public:
+  const StepPlan& step() const { return step_; }
+
+ private:
+  friend class PagedAttentionBackend;
+  StepPlan step_;
+  uint64_t backend_id_ = 0;
+  std::vector<float> partial_o_;
+  std::vector<float> partial_lse_;
+};
+
+class PagedAttentionBackend {
+ public:
+  // Errors: InvalidArgument naming field, value and accepted values; Unimplemented for what this build lacks.
+  static absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> Create(const BackendOptions& options);
+  virtual ~PagedAttentionBackend() = default;
+
+  // Returns the layer's index: 0, 1, ...
+  virtual absl::StatusOr<int> AddLayer(const LayerParams& params) = 0;
+
+  // Idempotent and cheap.
+  virtual absl::Status BindIdentity(const IdentityPool& pool) = 0;
+  // Once per backend, after the layers are added. Reserves the host tiers in full.
+  // Errors: ResourceExhausted with the sizes when all tiers together cannot hold num_blocks.
+  virtual absl::Status BindTiered(const TieredPool& pool) = 0;
+
+  // The host mirror of the block tables (tiered binding).
+  // Errors: FailedPrecondition before BindTiered; else as BlockTableMirror.
+  virtual absl::StatusOr<BlockTableMirror*> Mirror() = 0;
+
+  // Fills `plan`. In the tiered binding only the newest plan can be run: a later one may have moved its pages.
+  virtual absl::Status PlanStep(const StepBatch& batch, Plan& plan) = 0;
+
+  // One layer of a planned step: writes key/value (null key data: nothing), then attends query into output.
+  virtual absl::Status Forward(Plan& plan, int layer, const TensorView& query, const TensorView& key,
+                               const TensorView& value, const TensorView& output) = 0;
+
+  // For the steps planned from now on. Errors: InvalidArgument outside [0, 1].
+  virtual absl::Status SetStreamingShare(double share) = 0;
+
+  // docs/statistics.md
+  virtual std::string StatisticsJson() const = 0;
+
+ protected:
+  // Access to Plan for the implementation.
+  static StepPlan& StepOf(Plan& plan) { return plan.step_; }
+  static uint64_t& BackendOf(Plan& plan) { return plan.backend_id_; }
+  // Workspace for `rows` partial rows of `heads` query heads; grows, never shrinks.
+  static PartialWorkspace WorkspaceOf(Plan& plan, int64_t rows, int heads, int head_size);
+};
+
+}  // namespace hybridgen
+
+#endif  // BACKEND_PAGED_ATTENTION_BACKEND_H_

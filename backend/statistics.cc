@@ -1,0 +1,67 @@
+#include "backend/statistics.h"
+
+#include "nlohmann/json.hpp"
+
+namespace hybridgen {
+
+double BackendStatistics::CpuShare() const {
+  int64_t cpu = 0;
+  int64_t device = 0;
+  for (const TierStatistics& tier : tiers) {
+    cpu += tier.cpu_read_bytes;
+    device += tier.device_read_bytes;
+  }
+  return cpu + device == 0 ? 0.0 : static_cast<double>(cpu) / static_cast<double>(cpu + device);
+}
+
+std::string BackendStatistics::ToJson() const {
+  nlohmann::ordered_json json;
+  json["version"] = 1;
+  json["device_kind"] = device_kind;
+  json["binding"] = binding;
+  json["kernels"] = kernels;
+  json["executor"] = executor;
+  for (int i = 0; i < kNumTiers; ++i) {
+    const TierStatistics& tier = tiers[i];
+    if (!tier.configured) continue;
+    json["tiers"][TierName(static_cast<Tier>(i))] = {
+        {"emulated", tier.emulated},
+        {"node", tier.node},
+        {"capacity_bytes", tier.capacity_bytes},
+        {"resident_key_bytes", tier.resident_key_bytes},
+        {"resident_value_bytes", tier.resident_value_bytes},
+        {"quarantined_pages", blocks.quarantined_pages[i][0] + blocks.quarantined_pages[i][1]},
+        {"read_bytes", tier.cpu_read_bytes + tier.device_read_bytes},
+        {"cpu_read_bytes", tier.cpu_read_bytes},
+        {"device_read_bytes", tier.device_read_bytes},
+    };
+  }
+  json["cpu_share"] = CpuShare();
+  json["streaming_share"] = streaming_share;
+  json["steps"] = steps;
+  json["tokens_written"] = tokens_written;
+  json["forward_calls"] = forward_calls;
+  json["seconds"] = {{"device", device_seconds},
+                     {"cpu", cpu_seconds},
+                     {"merge", merge_seconds},
+                     {"transfer", transfer_seconds},
+                     {"wait", wait_seconds}};
+  for (int i = 0; i < kNumBlockStates; ++i) {
+    json["blocks"][BlockStateName(static_cast<BlockState>(i))] = blocks.blocks_in_state[i];
+  }
+  json["publishes"] = blocks.publishes;
+  json["publishes_dropped"] = blocks.publishes_dropped;
+  json["evictions"] = blocks.evictions;
+  json["recalls"] = blocks.recalls;
+  json["recalls_dropped"] = blocks.recalls_dropped;
+  json["migrations"] = blocks.migrations;
+  json["migrations_dropped"] = blocks.migrations_dropped;
+  json["host_copies_dropped"] = blocks.host_copies_dropped;
+  json["host_direct_writes"] = blocks.host_direct_writes;
+  json["placement_misses"] = blocks.placement_misses;
+  json["unwritten_reads"] = blocks.unwritten_reads;
+  json["null_block_writes"] = blocks.null_block_writes;
+  return json.dump();
+}
+
+}  // namespace hybridgen
