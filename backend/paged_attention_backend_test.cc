@@ -67,7 +67,13 @@ class Engine {
       LayerParams params;
       params.num_query_heads = shape.query_heads();
       params.scale = 0.3f;
-      params.sliding_window = l == 1 ? 37 : 0;  // mixed layers, as in models with window and full attention
+      // Mixed layers, as in models with window and full attention.
+      if (l == 0) {
+        for (int h = 0; h < shape.query_heads(); ++h) params.alibi_slopes.push_back(0.05f * static_cast<float>(h));
+      } else {
+        params.sliding_window = 37;
+        for (int h = 0; h < shape.query_heads(); ++h) params.sinks.push_back(static_cast<float>(h) - 1.0f);
+      }
       EXPECT_TRUE(backend_->AddLayer(params).ok());
       params_.push_back(params);
       // Poison: whatever is read without having been written shows as NaN.
@@ -328,6 +334,8 @@ class Engine {
     input.key = [&](int p, int h, int i) { return r.k[l][(static_cast<size_t>(p) * hk + h) * d + i]; };
     input.value = [&](int p, int h, int i) { return r.v[l][(static_cast<size_t>(p) * hk + h) * d + i]; };
     input.scale = params_[l].scale;
+    input.alibi_slopes = params_[l].alibi_slopes;
+    input.sinks = params_[l].sinks;
     input.SetRanges(length, OracleInput::Mask::kCausal, params_[l].sliding_window);
     const std::vector<OracleRow> rows = AttendOracle(input);
     for (int t = 0; t < count; ++t) {

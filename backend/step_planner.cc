@@ -259,7 +259,6 @@ class TieredPlanner final : public StepPlanner {
 
   absl::Status AddPages(PlanSequence& sequence, size_t index, const LayerLimits& limits, StepPlan& plan) {
     const int32_t blocks = BlocksOf(sequence.seq_len, o_.block_size);
-    const int32_t first_written = (sequence.seq_len - sequence.query_len) / o_.block_size;
     host_pages_.clear();
     sequence.pool_pages.begin = static_cast<int32_t>(plan.pages.size());
     for (int32_t b = FirstBlock(sequence, limits.widest_window, o_.block_size); b < blocks; ++b) {
@@ -282,7 +281,7 @@ class TieredPlanner final : public StepPlanner {
         page.v = o_.host->Address(PageRole::kValue, at->v);
         page.k_tier = at->k.tier;
         page.v_tier = at->v.tier;
-        if (b < first_written && at->valid_tokens == o_.block_size) recall_candidates_.push_back(block);
+        if (at->valid_tokens == o_.block_size) recall_candidates_.push_back(block);
       } else {
         page.k = page.v = o_.host->ZeroPage();  // never written: reads as zeros, counted by the block manager
         page.k_tier = page.v_tier = Tier::kDram;
