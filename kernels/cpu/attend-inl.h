@@ -27,10 +27,10 @@ HG_INLINE Span Visible(const Group& group, int32_t begin, int32_t end) {
   return {lo, hi};
 }
 
-using ScoreFn = void (*)(const char* const*, int, const float*, int, float*);
+using ScoreFn = void (*)(const char* const*, int, const float*, int, const char* const*, const Strides&, float*);
 using SumFn = void (*)(const ValueGroups&, const ValueLayout&, int, const float*, float*);
 using EdgeFn = void (*)(const char*, const ValueLayout&, const float*, int, int, float*);
-using SoftmaxFn = bool (*)(const QueryTile&, int, const Group* const*, int, float*, RowState, int, float*);
+using SoftmaxFn = bool (*)(const QueryTile&, int, const Group* const*, int, float*, RowState, float*);
 
 constexpr int Log2(int x) { return x <= 1 ? 0 : 1 + Log2(x / 2); }
 constexpr int kRowBlockSizes = Log2(kRowBlock) + 1;
@@ -62,7 +62,7 @@ HG_INLINE int BlockSizeIndex(int rows) {
 // factor for what was accumulated before. False: a logit is +inf.
 template <bool kSoftCap, bool kAlibi>
 bool SoftmaxRow(const QueryTile& tile, int row, const Group* const* groups, int num_groups, float* scores,
-                RowState state, int state_row, float* decay) {
+                RowState state, float* decay) {
   const int token = row / tile.group;
   const int32_t begin = tile.kv_begin[token];
   const int32_t end = tile.kv_end[token];
@@ -81,7 +81,7 @@ bool SoftmaxRow(const QueryTile& tile, int row, const Group* const* groups, int 
     Store(scores + 16 * i, x);
     max = Max(max, x);
   }
-  const float old_max = state.max[state_row];
+  const float old_max = state.max[row];
   const float chunk_max = HorizontalMax(max);
   const float new_max = old_max > chunk_max ? old_max : chunk_max;
   if (new_max == -kMinusInfinity) return false;
@@ -94,13 +94,13 @@ bool SoftmaxRow(const QueryTile& tile, int row, const Group* const* groups, int 
     sum = Add(sum, p);
   }
   *decay = Exp(old_max - reference);
-  state.max[state_row] = new_max;
-  state.sum[state_row] = state.sum[state_row] * *decay + HorizontalSum(sum);
+  state.max[row] = new_max;
+  state.sum[row] = state.sum[row] * *decay + HorizontalSum(sum);
   return true;
 }
 
-// One block of rows over one chunk.
-bool AttendRows(const Call& call, const Group* chunk, int num_groups, int first_row) {
+// One block of rows over one chunk. next: for each group of the chunk, K to fetch ahead. False: a logit is +inf.
+bool AttendRows(const Call& call, const Group* chunk, const char* const* next, int num_groups, int first_row) {
   const QueryTile& tile = *call.tile;
   const int rows = AtMost(kRowBlock, call.rows - first_row);
   const int first_token = first_row / tile.group;
@@ -108,6 +108,8 @@ bool AttendRows(const Call& call, const Group* chunk, int num_groups, int first_
 
   const Group* seen[kChunkGroups];  // by at least one row
   const char* keys[kChunkGroups];
+  const char* values[kChunkGroups];
+  const char* next_keys[kChunkGroups];
   bool whole[kChunkGroups];  // by every row, all 16 tokens
   int num_seen = 0;
   for (int i = 0; i < num_groups; ++i) {
@@ -121,19 +123,20 @@ bool AttendRows(const Call& call, const Group* chunk, int num_groups, int first_
     if (!any) continue;
     seen[num_seen] = &chunk[i];
     keys[num_seen] = chunk[i].k;
+    values[num_seen] = chunk[i].v;
+    next_keys[num_seen] = next[i];
     whole[num_seen] = all;
     ++num_seen;
   }
   if (num_seen == 0) return true;
 
   const int size = BlockSizeIndex(rows);
-  call.score[size](keys, num_seen, call.q + static_cast<size_t>(first_row) * tile.head_size, tile.head_size,
-                   call.scores);
+  call.score[size](keys, num_seen, call.q + static_cast<size_t>(first_row) * tile.head_size, tile.head_size, values,
+                   call.layout.strides, call.scores);
 
   float decay[kRowBlock];
   for (int r = 0; r < rows; ++r) {
-    if (!call.softmax(tile, first_row + r, seen, num_seen, call.scores + r * kScoreStride, call.state, first_row + r,
-                      &decay[r])) {
+    if (!call.softmax(tile, first_row + r, seen, num_seen, call.scores + r * kScoreStride, call.state, &decay[r])) {
       return false;
     }
   }
@@ -143,6 +146,7 @@ bool AttendRows(const Call& call, const Group* chunk, int num_groups, int first_
   for (int i = 0; i < num_seen; ++i) {
     if (!whole[i]) continue;
     groups.v[groups.count] = seen[i]->v;
+    groups.next_k[groups.count] = next_keys[i];
     groups.p[groups.count] = call.scores + 16 * i;
     ++groups.count;
   }
@@ -175,7 +179,10 @@ void TransposeKeys(const Group& group, DType dtype, int64_t token_bytes, int hea
   }
 }
 
-bool AttendChunk(const Call& call, Group* chunk, int num_groups) {
+// All rows over one chunk, while the K of the next one (num_next may be 0) is fetched. False: a logit is +inf.
+bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* next, int num_next) {
+  const char* next_keys[kChunkGroups];
+  for (int i = 0; i < num_groups; ++i) next_keys[i] = num_next > 0 ? next[AtMost(num_next - 1, i)].k : chunk[i].k;
   const PageGeometry& geometry = call.args->geometry;
   if (geometry.format == PageFormat::kStrided) {
     const int64_t token_bytes = geometry.k_token_stride * static_cast<int64_t>(BytesOf(geometry.dtype));
@@ -186,7 +193,7 @@ bool AttendChunk(const Call& call, Group* chunk, int num_groups) {
     }
   }
   for (int row = 0; row < call.rows; row += kRowBlock) {
-    if (!AttendRows(call, chunk, num_groups, row)) return false;
+    if (!AttendRows(call, chunk, next_keys, num_groups, row)) return false;
   }
   return true;
 }
@@ -265,13 +272,49 @@ Addressing SetLayout(Call& call) {
   const PageGeometry& g = call.args->geometry;
   const int64_t element = static_cast<int64_t>(BytesOf(g.dtype));
   if (g.format == PageFormat::kPackedV1) {
-    call.layout = {16 * g.page_tokens * element, 16 * element, call.vecs, 0};
+    call.layout = {{16 * g.page_tokens * element, 16 * element}, {256 * element, 16 * element}, call.vecs, 0};
     const int64_t head = call.args->kv_head * static_cast<int64_t>(g.page_tokens) * call.vecs * 16 * element;
     return {head, head, 16 * call.vecs * 16 * element, 16 * 16 * element};
   }
-  call.layout = {16 * element, g.v_token_stride * element, g.head_size / 16, g.head_size % 16 != 0};
+  call.layout = {{16 * element, g.v_token_stride * element},
+                 {16 * element, g.k_token_stride * element},
+                 g.head_size / 16,
+                 g.head_size % 16 != 0};
   return {call.args->kv_head * g.k_head_stride * element, call.args->kv_head * g.v_head_stride * element,
           16 * g.k_token_stride * element, 16 * g.v_token_stride * element};
+}
+
+// A walk over the groups that some row sees, in page order.
+struct Cursor {
+  const Call* call;
+  Addressing address;
+  int page;
+  int token;  // in the page, of the next group
+};
+
+// Fills `chunk` with up to kChunkGroups groups and returns their number; 0 at the end.
+int NextChunk(Cursor& cursor, Group* chunk) {
+  const QueryTile& tile = *cursor.call->tile;
+  const AttendArgs& args = *cursor.call->args;
+  int count = 0;
+  for (; cursor.page < args.num_pages; ++cursor.page, cursor.token = 0) {
+    const KvPage& page = args.pages[cursor.page];
+    const char* k = reinterpret_cast<const char*>(args.k_base + page.k) + cursor.address.k_head;
+    const char* v = reinterpret_cast<const char*>(args.v_base + page.v) + cursor.address.v_head;
+    for (; cursor.token < page.num_tokens; cursor.token += 16) {
+      if (count == kChunkGroups) return count;
+      const int index = cursor.token / 16;
+      Group group = {k + index * cursor.address.k_group, v + index * cursor.address.v_group,
+                     page.first_position + cursor.token, AtMost(16, page.num_tokens - cursor.token)};
+      bool seen = false;
+      for (int token = 0; token < tile.num_tokens && !seen; ++token) {
+        const Span span = Visible(group, tile.kv_begin[token], tile.kv_end[token]);
+        seen = span.lo < span.hi;
+      }
+      if (seen) chunk[count++] = group;  // else not read at all: the page may be poisoned
+    }
+  }
+  return count;
 }
 
 KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState state, void* scratch) {
@@ -288,27 +331,15 @@ KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState stat
   const Addressing address = SetLayout(call);
   PackQueries(tile, call.rows, call.q);
 
-  Group chunk[kChunkGroups];
-  int count = 0;
-  for (int i = 0; i < args.num_pages; ++i) {
-    const KvPage& page = args.pages[i];
-    const char* k = reinterpret_cast<const char*>(args.k_base + page.k) + address.k_head;
-    const char* v = reinterpret_cast<const char*>(args.v_base + page.v) + address.v_head;
-    for (int t = 0; t < page.num_tokens; t += 16, k += address.k_group, v += address.v_group) {
-      const Group group = {k, v, page.first_position + t, AtMost(16, page.num_tokens - t)};
-      bool seen = false;
-      for (int token = 0; token < tile.num_tokens && !seen; ++token) {
-        const Span span = Visible(group, tile.kv_begin[token], tile.kv_end[token]);
-        seen = span.lo < span.hi;
-      }
-      if (!seen) continue;  // not read at all: the page may be poisoned
-      chunk[count++] = group;
-      if (count < kChunkGroups) continue;
-      if (!AttendChunk(call, chunk, count)) return KernelResult::kInfiniteLogit;
-      count = 0;
-    }
+  Cursor cursor = {&call, address, 0, 0};
+  Group chunks[2][kChunkGroups];
+  int count = NextChunk(cursor, chunks[0]);
+  for (int i = 0; count > 0; ++i) {
+    Group* next = chunks[(i + 1) % 2];
+    const int num_next = NextChunk(cursor, next);
+    if (!AttendChunk(call, chunks[i % 2], count, next, num_next)) return KernelResult::kInfiniteLogit;
+    count = num_next;
   }
-  if (count > 0 && !AttendChunk(call, chunk, count)) return KernelResult::kInfiniteLogit;
   return KernelResult::kOk;
 }
 

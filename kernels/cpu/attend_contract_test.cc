@@ -284,7 +284,7 @@ TEST_P(AttendContractTest, RandomCases) {
   const uint32_t seed = TestSeed("//kernels/cpu:attend_contract_test", 20240917);
   std::mt19937 random(seed);
   const auto pick = [&](int lo, int hi) { return std::uniform_int_distribution<int>(lo, hi)(random); };
-  for (int i = 0; i < 300; ++i) {
+  for (int i = 0; i < 200; ++i) {
     AttendCase c;
     c.dtype = kDTypes[pick(0, 2)];
     c.output = kDTypes[pick(0, 2)];

@@ -11,20 +11,35 @@
 namespace hybridgen {
 namespace {
 
+// Into the second-level cache: a chunk's K or V is as large as the first level.
+HG_INLINE void Prefetch(const char* p) { __builtin_prefetch(p, 0, 2); }
+
 constexpr int AtMost(int limit, int x) { return x < limit ? x : limit; }
+
+// Distances in bytes between the vectors of 16 dims of a token and between the tokens of a vector, in K or V.
+struct Strides {
+  int64_t vec;
+  int64_t token;
+};
 
 // scores[row * kScoreStride + 16 * i + t] = q[row] . K[token t of group i]. A group is [head_size][16] elements (pairs:
 // [head_size / 2][16][2]) at k[i]; q is [head_size][kRows]. Writes up to kChunkGroups groups, num_groups rounded up.
+// Meanwhile fetches group i of what is at `ahead`, which is read next.
 template <Elements kElements, int kRows>
-void ScoreRows(const char* const* k, int num_groups, const float* q, int head_size, float* scores) {
+void ScoreRows(const char* const* k, int num_groups, const float* q, int head_size, const char* const* ahead,
+               const Strides& ahead_strides, float* scores) {
   constexpr int kGroups = AtMost(4, kAccumulatorVecs / kRows);
   static_assert(kChunkGroups % kGroups == 0, "a short last block writes whole blocks of groups");
   constexpr int kStep = kElements == Elements::kBF16Pairs ? 2 : 1;
   constexpr int kStepBytes = kElements == Elements::kF16 ? 32 : 64;
   for (int first = 0; first < num_groups; first += kGroups) {
     const char* p[kGroups];
+    const char* next[kGroups];
     HG_UNROLL
-    for (int i = 0; i < kGroups; ++i) p[i] = k[AtMost(num_groups - 1, first + i)];
+    for (int i = 0; i < kGroups; ++i) {
+      p[i] = k[AtMost(num_groups - 1, first + i)];
+      next[i] = ahead[AtMost(num_groups - 1, first + i)];
+    }
     Vec acc[kGroups][kRows];
     HG_UNROLL
     for (int i = 0; i < kGroups; ++i) {
@@ -32,26 +47,33 @@ void ScoreRows(const char* const* k, int num_groups, const float* q, int head_si
       for (int r = 0; r < kRows; ++r) acc[i][r] = Zero();
     }
     size_t offset = 0;
-    for (const float *qd = q, *end = q + static_cast<size_t>(head_size) * kRows; qd != end; qd += kStep * kRows) {
-      Vec x[kGroups][kStep];
-      HG_UNROLL
-      for (int i = 0; i < kGroups; ++i) {
-        if constexpr (kElements == Elements::kBF16Pairs) {
-          LoadBF16Pairs(p[i] + offset, x[i][0], x[i][1]);
-        } else {
-          x[i][0] = LoadElements<kElements>(p[i] + offset);
-        }
-      }
-      HG_UNROLL
-      for (int s = 0; s < kStep; ++s) {
+    const float* qd = q;
+    for (int vec = 0; vec < head_size; vec += 16) {
+      int64_t next_offset = vec / 16 * ahead_strides.vec;
+      for (int d = 0; d < AtMost(16, head_size - vec); d += kStep) {
+        Vec x[kGroups][kStep];
         HG_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          const Vec qr = Set(qd[s * kRows + r]);
-          HG_UNROLL
-          for (int i = 0; i < kGroups; ++i) acc[i][r] = Fma(x[i][s], qr, acc[i][r]);
+        for (int i = 0; i < kGroups; ++i) {
+          Prefetch(next[i] + next_offset);
+          if constexpr (kElements == Elements::kBF16Pairs) {
+            LoadBF16Pairs(p[i] + offset, x[i][0], x[i][1]);
+          } else {
+            x[i][0] = LoadElements<kElements>(p[i] + offset);
+          }
         }
+        HG_UNROLL
+        for (int s = 0; s < kStep; ++s) {
+          HG_UNROLL
+          for (int r = 0; r < kRows; ++r) {
+            const Vec qr = Set(qd[s * kRows + r]);
+            HG_UNROLL
+            for (int i = 0; i < kGroups; ++i) acc[i][r] = Fma(x[i][s], qr, acc[i][r]);
+          }
+        }
+        qd += kStep * kRows;
+        offset += kStepBytes;
+        next_offset += kStep * ahead_strides.token;
       }
-      offset += kStepBytes;
     }
     HG_UNROLL
     for (int i = 0; i < kGroups; ++i) {
@@ -62,19 +84,20 @@ void ScoreRows(const char* const* k, int num_groups, const float* q, int head_si
 }
 
 // V as the inner loops see it, the same for every group of a call. Token t, dims [16 j, 16 j + 16) of a group lie at
-// v + j * vec_stride + t * token_stride; pairs: of tokens t and t + 1, t even.
+// v + j * strides.vec + t * strides.token; pairs: of tokens t and t + 1, t even.
 struct ValueLayout {
-  int64_t vec_stride;    // bytes
-  int64_t token_stride;  // bytes
-  int full_vecs;         // vectors of 16 dims
-  int half_vecs;         // 0 or 1: vectors of 8 dims behind them
+  Strides strides;
+  Strides key_strides;  // of K as it lies in memory, for fetching ahead
+  int full_vecs;        // vectors of 16 dims
+  int half_vecs;        // 0 or 1: vectors of 8 dims behind them
 };
 
 // Groups that every row of a block sees in full.
 struct ValueGroups {
   int count;
   const char* v[kChunkGroups];
-  const float* p[kChunkGroups];  // weights of row 0; those of row r lie kScoreStride floats further each
+  const char* next_k[kChunkGroups];  // K that is read after this V
+  const float* p[kChunkGroups];      // weights of row 0; those of row r lie kScoreStride floats further each
 };
 
 template <Elements kElements, Extent kExtent, int kRows, int kVecs>
@@ -87,16 +110,18 @@ void SumBlock(const ValueGroups& groups, const ValueLayout& layout, int j, int r
   }
   constexpr int kStep = kElements == Elements::kBF16Pairs ? 2 : 1;
   for (int g = 0; g < groups.count; ++g) {
-    const char* v = groups.v[g] + j * layout.vec_stride;
+    const char* v = groups.v[g] + j * layout.strides.vec;
+    const char* next = groups.next_k[g] + j * layout.key_strides.vec;
     const float* p = groups.p[g];
     for (int t = 0; t < 16; t += kStep) {
       Vec x[kVecs][kStep];
       HG_UNROLL
       for (int i = 0; i < kVecs; ++i) {
+        Prefetch(next + i * layout.key_strides.vec);
         if constexpr (kElements == Elements::kBF16Pairs) {
-          LoadBF16Pairs(v + i * layout.vec_stride, x[i][0], x[i][1]);
+          LoadBF16Pairs(v + i * layout.strides.vec, x[i][0], x[i][1]);
         } else {
-          x[i][0] = LoadElements<kElements, kExtent>(v + i * layout.vec_stride);
+          x[i][0] = LoadElements<kElements, kExtent>(v + i * layout.strides.vec);
         }
       }
       HG_UNROLL
@@ -108,7 +133,8 @@ void SumBlock(const ValueGroups& groups, const ValueLayout& layout, int j, int r
           for (int i = 0; i < kVecs; ++i) sum[i][r] = Fma(x[i][s], pr, sum[i][r]);
         }
       }
-      v += kStep * layout.token_stride;
+      v += kStep * layout.strides.token;
+      next += kStep * layout.key_strides.token;
     }
   }
   const int vecs = layout.full_vecs + layout.half_vecs;
@@ -147,12 +173,12 @@ HG_INLINE void AddTokens(const char* v, const ValueLayout& layout, const float* 
     if constexpr (kElements == Elements::kBF16Pairs) {
       Vec other;
       if (t % 2 == 0) {
-        LoadBF16Pairs(v + t * layout.token_stride, x, other);
+        LoadBF16Pairs(v + t * layout.strides.token, x, other);
       } else {
-        LoadBF16Pairs(v + (t - 1) * layout.token_stride, other, x);
+        LoadBF16Pairs(v + (t - 1) * layout.strides.token, other, x);
       }
     } else {
-      x = LoadElements<kElements, kExtent>(v + t * layout.token_stride);
+      x = LoadElements<kElements, kExtent>(v + t * layout.strides.token);
     }
     sum = Fma(x, Set(p[t]), sum);
   }
@@ -164,12 +190,12 @@ HG_INLINE void AddTokens(const char* v, const ValueLayout& layout, const float* 
 template <Elements kElements>
 void SumEdge(const char* v, const ValueLayout& layout, const float* p, int lo, int hi, float* acc) {
   for (int j = 0; j < layout.full_vecs; ++j) {
-    AddTokens<kElements, Extent::kFull>(v + j * layout.vec_stride, layout, p, lo, hi, acc + 16 * j);
+    AddTokens<kElements, Extent::kFull>(v + j * layout.strides.vec, layout, p, lo, hi, acc + 16 * j);
   }
   if constexpr (kElements != Elements::kBF16Pairs) {
     if (layout.half_vecs > 0) {
       const int j = layout.full_vecs;
-      AddTokens<kElements, Extent::kHalf>(v + j * layout.vec_stride, layout, p, lo, hi, acc + 16 * j);
+      AddTokens<kElements, Extent::kHalf>(v + j * layout.strides.vec, layout, p, lo, hi, acc + 16 * j);
     }
   }
 }
