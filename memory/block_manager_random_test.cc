@@ -257,6 +257,13 @@ class Simulation {
     open_.writes.push_back(std::move(write));
     CountVictims(before, id);
     Check();
+    if (offset > 0 || where->device_page >= 0) return;
+    ASSERT_EQ(manager_->Stats().free_pages[0][0], 0) << "a host page, though the device had room";
+    for (int32_t other = 1; other < config_.num_blocks; ++other) {
+      ASSERT_FALSE(manager_->state(other) == BlockState::kPublished &&
+                   Idle(Page(Tier::kDevice, PageRole::kKey, manager_->Where(other).device_page)))
+          << "a host page, though clean block " << other << " could have been evicted";
+    }
   }
 
   void Read(int sequence_shift) {
