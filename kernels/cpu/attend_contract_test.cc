@@ -89,6 +89,58 @@ TEST_P(AttendContractTest, PageListsOfTwoFormatsContinueOneState) {
   }
 }
 
+// The pages hold other data until write_kv has replaced all of it, a few tokens at a time.
+TEST_P(AttendContractTest, ReadsWhatWriteKvWrote) {
+  for (DType dtype : kDTypes) {
+    for (PageFormat format : kFormats) {
+      AttendCase c;
+      c.dtype = dtype;
+      c.format = format;
+      c.group = 2;
+      c.head_size = 40;
+      c.length = 75;
+      c.page_tokens = 32;
+      AttendData data(c);
+      const int64_t head_stride = c.head_size + 1;
+      const int64_t token_stride = c.kv_heads * head_stride;
+      for (const KvPage& page : data.pages()) {
+        for (int offset = 0; offset < page.num_tokens;) {
+          const int count = std::min(1 + offset % 5, page.num_tokens - offset);
+          std::vector<uint8_t> key(count * token_stride * DTypeSize(dtype)), value(key.size());
+          for (int t = 0; t < count; ++t) {
+            for (int head = 0; head < c.kv_heads; ++head) {
+              for (int dim = 0; dim < c.head_size; ++dim) {
+                const int position = page.first_position + offset + t;
+                float& k = data.key(position, head, dim);
+                float& v = data.value(position, head, dim);
+                k = RoundTo(dtype, -0.5f * k);
+                v = RoundTo(dtype, 2.0f * v);
+                WriteElement(dtype, key.data(), t * token_stride + head * head_stride + dim, k);
+                WriteElement(dtype, value.data(), t * token_stride + head * head_stride + dim, v);
+              }
+            }
+          }
+          WriteArgs args;
+          args.geometry = data.geometry();
+          args.k_page = page.k;
+          args.v_page = page.v;
+          args.offset = offset;
+          args.num_tokens = count;
+          args.key = key.data();
+          args.value = value.data();
+          args.key_token_stride = args.value_token_stride = token_stride;
+          args.key_head_stride = args.value_head_stride = head_stride;
+          kernels().write_kv(args);
+          offset += count;
+        }
+      }
+      for (int kv_head = 0; kv_head < c.kv_heads; ++kv_head) {
+        ExpectMatchesOracle(data, kv_head, RunCase(kernels(), data, kv_head));
+      }
+    }
+  }
+}
+
 // Ranges that no causal mask gives: disjoint, empty, beyond the sequence, the largest integers; token order reversed.
 TEST_P(AttendContractTest, EveryTokenHasItsOwnRange) {
   for (PageFormat format : kFormats) {
