@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "backend/attention_worker.h"
@@ -182,6 +184,21 @@ class BackendImpl final : public PagedAttentionBackend {
     if (params.sliding_window < 0) {
       return absl::InvalidArgumentError(
           absl::StrCat("add layer: sliding_window is ", params.sliding_window, "; accepted: 0 (unlimited) or more"));
+    }
+    for (float sink : params.sinks) {
+      if (std::isnan(sink) || sink == std::numeric_limits<float>::infinity()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("add layer: sinks hold ", sink, "; accepted: finite values and -inf"));
+      }
+    }
+    for (float slope : params.alibi_slopes) {
+      if (!std::isfinite(slope)) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("add layer: alibi_slopes hold ", slope, "; accepted: finite values"));
+      }
+    }
+    if (!std::isfinite(params.scale)) {
+      return absl::InvalidArgumentError(absl::StrCat("add layer: scale is ", params.scale, "; accepted: finite values"));
     }
     layers_.push_back({params, {}, false});
     limits_.split.group = std::max(limits_.split.group, params.num_query_heads / o_.num_kv_heads);

@@ -479,6 +479,27 @@ TEST(BackendErrorsTest, UnusableOptionsAreRefusedByName) {
   expect(message([](BackendOptions& o) { o.binding = Binding::kTiered; }), "dram_bytes and cxl_bytes are both 0");
 }
 
+TEST(BackendErrorsTest, LayersThatNoKernelCanAnswerAreRefused) {
+  std::unique_ptr<PagedAttentionBackend> backend = *PagedAttentionBackend::Create(Valid());
+  const float inf = std::numeric_limits<float>::infinity();
+  const auto message = [&](LayerParams params) { return std::string(backend->AddLayer(params).status().message()); };
+  LayerParams layer;
+  layer.num_query_heads = 2;
+  layer.sinks = {-inf, 1.0f};
+  EXPECT_EQ(message(layer), "");
+  layer.sinks = {0.0f, inf};
+  EXPECT_NE(message(layer).find("sinks hold inf; accepted"), std::string::npos) << message(layer);
+  layer.sinks.clear();
+  layer.alibi_slopes = {std::nanf(""), 0.0f};
+  EXPECT_NE(message(layer).find("alibi_slopes hold nan; accepted"), std::string::npos) << message(layer);
+  layer.alibi_slopes.clear();
+  layer.scale = inf;
+  EXPECT_NE(message(layer).find("scale is inf; accepted"), std::string::npos) << message(layer);
+  layer.scale = 1.0f;
+  layer.num_query_heads = 3;
+  EXPECT_NE(message(layer).find("num_query_heads is 3; accepted"), std::string::npos) << message(layer);
+}
+
 TEST(BackendErrorsTest, TooFewHostPagesAreRefusedWithTheSizes) {
   BackendOptions o = Valid();
   o.binding = Binding::kTiered;
