@@ -198,7 +198,8 @@ class BackendImpl final : public PagedAttentionBackend {
       }
     }
     if (!std::isfinite(params.scale)) {
-      return absl::InvalidArgumentError(absl::StrCat("add layer: scale is ", params.scale, "; accepted: finite values"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("add layer: scale is ", params.scale, "; accepted: finite values"));
     }
     layers_.push_back({params, {}, false});
     limits_.split.group = std::max(limits_.split.group, params.num_query_heads / o_.num_kv_heads);

@@ -156,9 +156,7 @@ class TieredPlanner final : public StepPlanner {
 
     plan.step = last_step_ = o_.blocks->BeginStep();
     // All writes before any read: a sequence may read prefix blocks that another writes in this very step.
-    for (size_t i = 0; i < plan.sequences.size(); ++i) {
-      if (absl::Status status = AddWrites(plan.sequences[i], i, plan); !status.ok()) return status;
-    }
+    if (absl::Status status = AddWrites(plan); !status.ok()) return status;
     recall_candidates_.clear();
     stream_carry_ = 0;
     for (size_t i = 0; i < plan.sequences.size(); ++i) {
@@ -213,41 +211,59 @@ class TieredPlanner final : public StepPlanner {
     return FinishCopies();
   }
 
-  absl::Status AddWrites(const PlanSequence& sequence, size_t index, StepPlan& plan) {
-    const int32_t first = sequence.seq_len - sequence.query_len;
-    for (int32_t position = first; position < sequence.seq_len;) {
-      const int32_t b = position / o_.block_size;
-      const int32_t offset = position % o_.block_size;
-      const int32_t count = std::min(o_.block_size - offset, sequence.seq_len - position);
-      const int32_t block = tables_[index][b];
-      if (block < 0 || block >= o_.num_blocks) return BadBlock(index, b, block, o_.num_blocks);
-      plan.max_block = std::max<int64_t>(plan.max_block, block);
-      if (offset > 0 && CopyReadsHost(block)) {
-        if (absl::Status status = DrainCopies(); !status.ok()) return status;
-      }
-      absl::StatusOr<Residency> to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len);
-      if (absl::IsResourceExhausted(to.status())) {
-        // Destinations of copies in flight may be what is missing.
-        if (absl::Status status = DrainCopies(); !status.ok()) return status;
-        to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len);
-      }
-      if (!to.ok()) return to.status();
-      WriteRun run;
-      run.offset = offset;
-      run.token = sequence.query_start + position - first;
-      run.num_tokens = count;
-      if (to->device_page >= 0) {
-        run.k = run.v = static_cast<uint64_t>(to->device_page);
-        plan.pool_writes.push_back(run);
-      } else if (to->k.index >= 0) {
-        run.kind = PageKind::kHost;
-        run.k = o_.host->Address(PageRole::kKey, to->k);
-        run.v = o_.host->Address(PageRole::kValue, to->v);
-        plan.host_writes.push_back(run);
-      }  // else the null block: dropped
-      plan.tokens_written += count;
-      position += count;
+  // Destinations for all of the step's tokens. Device pages go to those who ask first, so tails ask first (the next
+  // steps write there), then newer blocks before older ones.
+  absl::Status AddWrites(StepPlan& plan) {
+    for (size_t i = 0; i < plan.sequences.size(); ++i) {
+      const PlanSequence& sequence = plan.sequences[i];
+      if (sequence.query_len == 0) continue;
+      if (absl::Status status = AddWrite(sequence, i, LastBlock(sequence), plan); !status.ok()) return status;
     }
+    for (size_t i = 0; i < plan.sequences.size(); ++i) {
+      const PlanSequence& sequence = plan.sequences[i];
+      const int32_t first = (sequence.seq_len - sequence.query_len) / o_.block_size;
+      for (int32_t b = LastBlock(sequence) - 1; b >= first; --b) {
+        if (absl::Status status = AddWrite(sequence, i, b, plan); !status.ok()) return status;
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  int32_t LastBlock(const PlanSequence& sequence) const { return (sequence.seq_len - 1) / o_.block_size; }
+
+  // The step's tokens in entry `b` of the sequence's table.
+  absl::Status AddWrite(const PlanSequence& sequence, size_t index, int32_t b, StepPlan& plan) {
+    const int32_t first = sequence.seq_len - sequence.query_len;
+    const int32_t begin = std::max(first, b * o_.block_size);
+    const int32_t offset = begin - b * o_.block_size;
+    const int32_t count = std::min((b + 1) * o_.block_size, sequence.seq_len) - begin;
+    const int32_t block = tables_[index][b];
+    if (block < 0 || block >= o_.num_blocks) return BadBlock(index, b, block, o_.num_blocks);
+    plan.max_block = std::max<int64_t>(plan.max_block, block);
+    if (offset > 0 && CopyReadsHost(block)) {
+      if (absl::Status status = DrainCopies(); !status.ok()) return status;
+    }
+    absl::StatusOr<Residency> to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len);
+    if (absl::IsResourceExhausted(to.status())) {
+      // Destinations of copies in flight may be what is missing.
+      if (absl::Status status = DrainCopies(); !status.ok()) return status;
+      to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len);
+    }
+    if (!to.ok()) return to.status();
+    WriteRun run;
+    run.offset = offset;
+    run.token = sequence.query_start + begin - first;
+    run.num_tokens = count;
+    if (to->device_page >= 0) {
+      run.k = run.v = static_cast<uint64_t>(to->device_page);
+      plan.pool_writes.push_back(run);
+    } else if (to->k.index >= 0) {
+      run.kind = PageKind::kHost;
+      run.k = o_.host->Address(PageRole::kKey, to->k);
+      run.v = o_.host->Address(PageRole::kValue, to->v);
+      plan.host_writes.push_back(run);
+    }  // else the null block: dropped
+    plan.tokens_written += count;
     return absl::OkStatus();
   }
 
