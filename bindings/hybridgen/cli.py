@@ -1,0 +1,74 @@
+"""The command `hybridgen`: what is installed, what a run's statistics say, and a demonstration."""
+
+import pathlib
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+_console = Console()
+
+
+@app.command()
+def info() -> None:
+    """Versions, CPU features, kernel rows, and every setting."""
+    from importlib.metadata import version
+
+    from rich.table import Table
+
+    from hybridgen import _core, window
+    from hybridgen.config import SETTINGS
+
+    try:
+        vllm = window.installed_version()
+        window.check_version(vllm)
+    except ImportError as error:
+        vllm = str(error)
+    _console.print(f"hybridgen {version('hybridgen')}, vLLM {vllm} (supported: >={window.MINIMUM},<{window.BELOW})")
+    _console.print(_core.build_info(), highlight=False)
+    table = Table(title="Settings", title_justify="left")
+    for column in ("variable", "default", "accepted"):
+        table.add_column(column)
+    for setting in SETTINGS:
+        table.add_row(setting.variable, setting.default or "(empty)", setting.accepted)
+    _console.print(table)
+
+
+@app.command()
+def stats(
+    file: Annotated[pathlib.Path, typer.Argument(help="A file that HYBRIDGEN_STATS named.")],
+) -> None:
+    """Prints the tiers of a statistics file."""
+    from hybridgen import report
+
+    try:
+        statistics = report.read(file)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    title = f"{statistics['device_kind']} device kind, {statistics['binding']} binding, process {statistics['pid']}"
+    _console.print(report.tier_table(statistics, title))
+
+
+@app.command()
+def demo(
+    prompt_tokens: Annotated[int, typer.Option(min=64, help="Length of the prompt.")] = 8192,
+    generate: Annotated[int, typer.Option(min=2, help="Tokens to generate.")] = 64,
+    device_share: Annotated[int, typer.Option(min=2, help="The prompt's KV is this many times the device tier.")] = 8,
+    folder: Annotated[
+        pathlib.Path | None, typer.Option(help="For the model and the logs; default: below the user's cache.")
+    ] = None,
+) -> None:
+    """Generates with vLLM on HybridGen and on vLLM's own backend, and compares."""
+    from hybridgen import demonstration
+
+    same = demonstration.run(_console, folder, prompt_tokens, generate, device_share)
+    raise typer.Exit(0 if same else 1)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()
