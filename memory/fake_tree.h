@@ -34,6 +34,16 @@ class FakeTree {
     std::ofstream(full) << content;
   }
 
+  // Makes `path` a symbolic link to `target`, which need not exist.
+  void Link(const std::string& path, const std::string& target) {
+    const std::filesystem::path full = std::filesystem::path(root_) / path;
+    std::filesystem::create_directories(full.parent_path());
+    std::filesystem::create_symlink(target, full);
+  }
+
+  void Remove(const std::string& path) { std::filesystem::remove_all(std::filesystem::path(root_) / path); }
+
+  const std::string& root() const { return root_; }
   SystemRoots roots() const { return {root_ + "/sys", root_ + "/proc"}; }
 
  private:

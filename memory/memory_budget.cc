@@ -12,7 +12,6 @@
 namespace hybridgen {
 namespace {
 
-constexpr int64_t kKiB = 1024;
 constexpr int64_t kMostLeftOver = int64_t{256} << 20;
 constexpr int64_t kLeftOverShare = 16;
 
@@ -27,9 +26,9 @@ void Limit(MemoryBudget& budget, int64_t available, int64_t size, const std::str
 void LimitByMachine(MemoryBudget& budget, const SystemRoots& roots) {
   const std::optional<std::string> meminfo = ReadSystemFile(roots.procfs + "/meminfo");
   if (!meminfo) return;
-  const std::optional<int64_t> available = ParseField(*meminfo, "MemAvailable:");
-  const std::optional<int64_t> total = ParseField(*meminfo, "MemTotal:");
-  if (available && total) Limit(budget, *available * kKiB, *total * kKiB, "machine");
+  const std::optional<int64_t> available = ParseKibibytes(*meminfo, "MemAvailable:");
+  const std::optional<int64_t> total = ParseKibibytes(*meminfo, "MemTotal:");
+  if (available && total) Limit(budget, *available, *total, "machine");
 }
 
 void LimitByNode(MemoryBudget& budget, int node, const SystemRoots& roots) {
@@ -43,11 +42,11 @@ void LimitByNode(MemoryBudget& budget, int node, const SystemRoots& roots) {
   }
   const std::optional<std::string> meminfo = ReadSystemFile(absl::StrCat(directory, "node", node, "/meminfo"));
   if (!meminfo) return;
-  const std::optional<int64_t> free = ParseField(*meminfo, "MemFree:");
-  const std::optional<int64_t> total = ParseField(*meminfo, "MemTotal:");
+  const std::optional<int64_t> free = ParseKibibytes(*meminfo, "MemFree:");
+  const std::optional<int64_t> total = ParseKibibytes(*meminfo, "MemTotal:");
   if (!free || !total) return;
-  const int64_t cache = ParseField(*meminfo, "Inactive(file):").value_or(0);
-  Limit(budget, (*free + cache) * kKiB, *total * kKiB, absl::StrCat("node ", node));
+  const int64_t cache = ParseKibibytes(*meminfo, "Inactive(file):").value_or(0);
+  Limit(budget, *free + cache, *total, absl::StrCat("node ", node));
 }
 
 // File names of one cgroup version.

@@ -39,6 +39,8 @@ TEST(MemoryBudgetTest, GarbageStaysUnknown) {
   tree.Write("sys/fs/cgroup/memory.max", "12 bytes\n");
   tree.Write("sys/fs/cgroup/memory.current", "\n");
   EXPECT_FALSE(ReadMemoryBudget(0, tree.roots()).bytes.has_value());
+  tree.Write("proc/meminfo", "MemTotal: 9223372036854775807 kB\nMemAvailable: 9223372036854775807 kB\n");
+  EXPECT_FALSE(ReadMemoryBudget(0, tree.roots()).bytes.has_value()) << "more bytes than a number holds";
 }
 
 TEST(MemoryBudgetTest, TheMachineLeavesSomethingOver) {

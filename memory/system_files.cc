@@ -3,13 +3,18 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 
 namespace hybridgen {
+
+namespace fs = std::filesystem;
 
 std::optional<std::string> ReadSystemFile(const std::string& path) {
   std::FILE* const file = std::fopen(path.c_str(), "r");
@@ -24,6 +29,30 @@ std::optional<std::string> ReadSystemFile(const std::string& path) {
   return text;
 }
 
+std::vector<std::string> ListDirectory(const std::string& path) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (fs::directory_iterator entry(path, error), end; !error && entry != end; entry.increment(error)) {
+    names.push_back(entry->path().filename().string());
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::optional<std::string> LinkName(const std::string& path) {
+  std::error_code error;
+  const fs::path target = fs::read_symlink(path, error);
+  if (error) return std::nullopt;
+  return target.filename().string();
+}
+
+std::optional<std::string> RealPath(const std::string& path) {
+  std::error_code error;
+  const fs::path real = fs::canonical(path, error);
+  if (error) return std::nullopt;
+  return real.string();
+}
+
 std::optional<int64_t> ParseCount(absl::string_view text) {
   int64_t value = 0;
   if (!absl::SimpleAtoi(text, &value) || value < 0) return std::nullopt;
@@ -35,6 +64,13 @@ std::optional<int64_t> ReadCount(const std::string& path) {
   return text ? ParseCount(*text) : std::nullopt;
 }
 
+std::optional<int64_t> ParseHex(absl::string_view text) {
+  uint64_t value = 0;
+  text = absl::StripAsciiWhitespace(text);
+  if (absl::StartsWith(text, "-") || !absl::SimpleHexAtoi(text, &value) || value >= kMostBytes) return std::nullopt;
+  return static_cast<int64_t>(value);
+}
+
 std::optional<int64_t> ParseField(absl::string_view text, absl::string_view key) {
   for (const absl::string_view line : absl::StrSplit(text, '\n')) {
     const std::vector<absl::string_view> words = absl::StrSplit(line, absl::ByAnyChar(" \t"), absl::SkipEmpty());
@@ -43,6 +79,13 @@ std::optional<int64_t> ParseField(absl::string_view text, absl::string_view key)
     }
   }
   return std::nullopt;
+}
+
+std::optional<int64_t> ParseKibibytes(absl::string_view text, absl::string_view key) {
+  constexpr int64_t kKiB = 1024;
+  const std::optional<int64_t> count = ParseField(text, key);
+  if (!count || *count >= kMostBytes / kKiB) return std::nullopt;
+  return *count * kKiB;
 }
 
 std::optional<std::vector<int>> ParseIdList(absl::string_view text) {
@@ -61,6 +104,12 @@ std::optional<std::vector<int>> ParseIdList(absl::string_view text) {
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
   return ids;
+}
+
+std::optional<std::vector<int>> ReadIdList(const std::string& path) {
+  const std::optional<std::string> text = ReadSystemFile(path);
+  if (!text || text->empty()) return std::nullopt;
+  return ParseIdList(*text);
 }
 
 }  // namespace hybridgen

@@ -1,7 +1,10 @@
 // Tests of the sysfs and procfs parsers.
 #include "memory/system_files.h"
 
+#include <filesystem>
+
 #include "gtest/gtest.h"
+#include "memory/fake_tree.h"
 
 namespace hybridgen {
 namespace {
@@ -28,6 +31,24 @@ TEST(SystemFilesTest, FieldsOfMeminfoAndOfMemoryStat) {
   EXPECT_FALSE(ParseField("", "MemAvailable:").has_value());
 }
 
+TEST(SystemFilesTest, Hexadecimal) {
+  EXPECT_EQ(ParseHex("8000000\n"), 0x8000000);
+  EXPECT_EQ(ParseHex("0x110000000\n"), 0x110000000);
+  EXPECT_EQ(ParseHex("0"), 0);
+  EXPECT_EQ(ParseHex("0xffffffffffffff"), kMostBytes - 1);
+  for (const char* bad : {"", "\n", "0x", "-1", "size", "12 kB", "0x100000000000000", "0xffffffffffffffffff"}) {
+    EXPECT_FALSE(ParseHex(bad).has_value()) << bad;
+  }
+}
+
+TEST(SystemFilesTest, KibibytesDoNotOverflow) {
+  EXPECT_EQ(ParseKibibytes("MemTotal: 3 kB\n", "MemTotal:"), 3072);
+  EXPECT_EQ(ParseKibibytes("MemTotal: 70368744177663 kB\n", "MemTotal:"), kMostBytes - 1024);
+  EXPECT_FALSE(ParseKibibytes("MemTotal: 70368744177664 kB\n", "MemTotal:").has_value());
+  EXPECT_FALSE(ParseKibibytes("MemTotal: 9223372036854775807 kB\n", "MemTotal:").has_value());
+  EXPECT_FALSE(ParseKibibytes("MemTotal: -3 kB\n", "MemTotal:").has_value());
+}
+
 TEST(SystemFilesTest, IdLists) {
   EXPECT_EQ(ParseIdList("0\n"), (std::vector<int>{0}));
   EXPECT_EQ(ParseIdList("0-2,5\n"), (std::vector<int>{0, 1, 2, 5}));
@@ -42,6 +63,33 @@ TEST(SystemFilesTest, AMissingFileIsUnknown) {
   EXPECT_FALSE(ReadSystemFile("/nonexistent/file").has_value());
   EXPECT_FALSE(ReadCount("/nonexistent/file").has_value());
   EXPECT_FALSE(ReadSystemFile(::testing::TempDir()).has_value()) << "a directory";
+  EXPECT_FALSE(ReadIdList("/nonexistent/file").has_value());
+  EXPECT_FALSE(LinkName("/nonexistent/file").has_value());
+  EXPECT_FALSE(RealPath("/nonexistent/file").has_value());
+  EXPECT_TRUE(ListDirectory("/nonexistent").empty());
+}
+
+TEST(SystemFilesTest, AnEmptyListEndsWithALineFeed) {
+  FakeTree tree;
+  tree.Write("sys/list", "\n");
+  EXPECT_EQ(ReadIdList(tree.roots().sysfs + "/list"), std::vector<int>());
+  tree.Write("sys/list", "");
+  EXPECT_FALSE(ReadIdList(tree.roots().sysfs + "/list").has_value());
+}
+
+TEST(SystemFilesTest, DirectoriesAndLinks) {
+  FakeTree tree;
+  tree.Write("sys/b/file", "");
+  tree.Write("sys/a", "");
+  tree.Link("sys/link", "b");
+  tree.Link("sys/dangling", "../bus/drivers/kmem");
+  const std::string sys = tree.roots().sysfs;
+  EXPECT_EQ(ListDirectory(sys), (std::vector<std::string>{"a", "b", "dangling", "link"}));
+  EXPECT_TRUE(ListDirectory(sys + "/a").empty()) << "a file";
+  EXPECT_EQ(LinkName(sys + "/dangling"), "kmem");
+  EXPECT_FALSE(LinkName(sys + "/a").has_value());
+  EXPECT_EQ(RealPath(sys + "/link/file"), std::filesystem::canonical(sys + "/b/file").string());
+  EXPECT_FALSE(RealPath(sys + "/dangling").has_value());
 }
 
 }  // namespace
