@@ -34,7 +34,8 @@ struct Config {
   int group;
   int num_tokens;  // 1: decode
   int head_size;
-  int length;  // tokens of a sequence
+  int length;     // tokens of a sequence
+  int sequences;  // 0: as many as the memory holds
 };
 
 // Anonymous memory on huge pages where the system grants them, shared by all configurations.
@@ -92,6 +93,7 @@ class Workload {
     const size_t role_bytes = PackedPageBytes(c.dtype, kHeads, c.page_tokens, c.head_size);
     const int pages_per_sequence = c.length / c.page_tokens;
     num_sequences_ = static_cast<int>(kKvBytes / (2 * role_bytes * pages_per_sequence));
+    if (c.sequences > 0) num_sequences_ = c.sequences;
     std::vector<size_t> place(num_sequences_ * pages_per_sequence);
     for (size_t i = 0; i < place.size(); ++i) place[i] = i;
     std::shuffle(place.begin(), place.end(), std::mt19937(2));
@@ -217,6 +219,7 @@ void BM_Attend(benchmark::State& state, const Config& c) {
   const double n = static_cast<double>(state.iterations());
   state.counters["GB/s"] = benchmark::Counter(n * work.bytes_per_item() / 1e9, benchmark::Counter::kIsRate);
   state.counters["GFLOP/s"] = benchmark::Counter(n * work.flops_per_item() / 1e9, benchmark::Counter::kIsRate);
+  state.counters["layers/s"] = benchmark::Counter(n / kHeads, benchmark::Counter::kIsRate);
 }
 
 // One sequential stream over the whole memory.
@@ -252,8 +255,9 @@ void Register() {
     }
     for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
       for (PageFormat format : {PageFormat::kPackedV1, PageFormat::kStrided}) {
-        const auto add = [&](const char* kind, int page_tokens, int group, int num_tokens, int head_size) {
-          const Config c = {&kernels, dtype, format, page_tokens, group, num_tokens, head_size, 4096};
+        const auto add = [&](const char* kind, int page_tokens, int group, int num_tokens, int head_size,
+                             int length = 4096, int sequences = 0) {
+          const Config c = {&kernels, dtype, format, page_tokens, group, num_tokens, head_size, length, sequences};
           const std::string name = absl::StrCat(kind, "/", kernels.name, "/", DTypeName(dtype), "/",
                                                 format == PageFormat::kPackedV1 ? "packed" : "strided", "/page",
                                                 page_tokens, "/group", group, "/d", head_size);
@@ -264,6 +268,8 @@ void Register() {
           add("decode", 128, group, 1, 128);
         }
         add("decode", 16, 4, 1, 64);
+        // Short sequences that stay in the cache: what a decode step costs before memory does.
+        for (int group : {1, 4, 8}) add("short", 16, group, 1, 128, 64, 1);
         add("prefill", 16, 4, 16, 128);
         add("prefill", 16, 1, 64, 64);
       }

@@ -6,7 +6,8 @@
 namespace hybridgen {
 
 size_t AttendScratchBytes(int head_size) {
-  return sizeof(float) * (ScratchQueryFloats(head_size) + ScratchScoreFloats() + ScratchKeyFloats(head_size));
+  return kScratchAlignment +
+         sizeof(float) * (ScratchQueryFloats(head_size) + ScratchScoreFloats() + ScratchKeyFloats(head_size));
 }
 
 }  // namespace hybridgen

@@ -17,6 +17,9 @@ constexpr int kMaxRowBlock = 8;
 // compete for the same cache sets.
 constexpr int kScoreStride = (kChunkGroups + 1) * 16;
 
+// Where the parts begin, in bytes: a vector that lies across two cache lines costs two loads.
+constexpr size_t kScratchAlignment = 64;
+
 // Floats of each part, in this order; each a multiple of 16. Internal linkage for the sake of the ISA sources.
 static constexpr size_t ScratchQueryFloats(int head_size) { return static_cast<size_t>(kMaxTileRows) * head_size; }
 static constexpr size_t ScratchScoreFloats() { return static_cast<size_t>(kMaxRowBlock) * kScoreStride; }

@@ -8,7 +8,7 @@ namespace {
 
 // 16 consecutive tokens of one page.
 struct Group {
-  const char* k;  // [dims][16 tokens] as ScoreRows reads it; kStrided: row of the first token
+  const char* k;  // as the score function reads it
   const char* v;
   int32_t position;  // of the first token
   int32_t valid;     // tokens that exist, 1 to 16
@@ -27,10 +27,17 @@ HG_INLINE Span Visible(const Group& group, int32_t begin, int32_t end) {
   return {lo, hi};
 }
 
-using ScoreFn = void (*)(const char* const*, int, const float*, int, const char* const*, const Strides&, float*);
-using SumFn = void (*)(const ValueGroups&, const ValueLayout&, int, const float*, float*);
-using EdgeFn = void (*)(const char*, const ValueLayout&, const float*, int, int, float*);
+using ScoreFn = void (*)(const KeyGroups&, const Layout&, int, const float*, float*);
+using SumFn = void (*)(const ValueGroups&, const Layout&, int, const float*, float*);
+using EdgeFn = void (*)(const char*, const Layout&, const float*, int, int, float*);
 using SoftmaxFn = bool (*)(const QueryTile&, int, const Group* const*, int, float*, RowState, float*);
+
+// How K lies where the score function reads it: 16 tokens per dim, or the dims of one token after the other.
+enum class KeyOrder : uint8_t { kDimMajor, kTokenMajor };
+
+// Strided K of tiles of up to this many rows is read as it lies: reducing 16 sums per row to one vector costs less than
+// half a transposition of 16 tokens. With more rows the transposition pays, because all of them share it.
+constexpr int kMaxTokenMajorRows = 8;
 
 constexpr int Log2(int x) { return x <= 1 ? 0 : 1 + Log2(x / 2); }
 constexpr int kRowBlockSizes = Log2(kRowBlock) + 1;
@@ -42,10 +49,11 @@ struct Call {
   RowState state;
   int rows;
   int vecs;  // of 16 dims in a row of state.acc
-  ValueLayout layout;
-  float* q;                       // blocks of [head_size][block rows]
+  Layout layout;
+  float* q;                       // blocks of rows as the score function reads them
+  int q_floats;                   // of a row in q
   float* scores;                  // [kRowBlock][kScoreStride]
-  float* keys;                    // kStrided: [kChunkGroups][head_size][16]
+  float* keys;                    // transposed K: [kChunkGroups][head_size][16]; null: K is read as it lies
   ScoreFn score[kRowBlockSizes];  // by log2 of the block's rows
   SumFn sum[kRowBlockSizes];
   EdgeFn edge;
@@ -107,8 +115,7 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
   const int last_token = (first_row + rows - 1) / tile.group;
 
   const Group* seen[kChunkGroups];  // by at least one row
-  const char* keys[kChunkGroups];
-  const char* values[kChunkGroups];
+  KeyGroups keys;
   const char* next_keys[kChunkGroups];
   bool whole[kChunkGroups];  // by every row, all 16 tokens
   int num_seen = 0;
@@ -122,17 +129,19 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
     }
     if (!any) continue;
     seen[num_seen] = &chunk[i];
-    keys[num_seen] = chunk[i].k;
-    values[num_seen] = chunk[i].v;
+    keys.k[num_seen] = chunk[i].k;
+    keys.next_v[num_seen] = chunk[i].v;
+    keys.valid[num_seen] = chunk[i].valid;
     next_keys[num_seen] = next[i];
     whole[num_seen] = all;
     ++num_seen;
   }
   if (num_seen == 0) return true;
 
+  keys.count = num_seen;
   const int size = BlockSizeIndex(rows);
-  call.score[size](keys, num_seen, call.q + static_cast<size_t>(first_row) * tile.head_size, tile.head_size, values,
-                   call.layout.strides, call.scores);
+  call.score[size](keys, call.layout, tile.head_size, call.q + static_cast<size_t>(first_row) * call.q_floats,
+                   call.scores);
 
   float decay[kRowBlock];
   for (int r = 0; r < rows; ++r) {
@@ -183,12 +192,11 @@ void TransposeKeys(const Group& group, DType dtype, int64_t token_bytes, int hea
 bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* next, int num_next) {
   const char* next_keys[kChunkGroups];
   for (int i = 0; i < num_groups; ++i) next_keys[i] = num_next > 0 ? next[AtMost(num_next - 1, i)].k : chunk[i].k;
-  const PageGeometry& geometry = call.args->geometry;
-  if (geometry.format == PageFormat::kStrided) {
-    const int64_t token_bytes = geometry.k_token_stride * static_cast<int64_t>(BytesOf(geometry.dtype));
+  if (call.keys != nullptr) {
+    const PageGeometry& geometry = call.args->geometry;
     for (int i = 0; i < num_groups; ++i) {
       float* keys = call.keys + static_cast<size_t>(i) * 16 * geometry.head_size;
-      TransposeKeys(chunk[i], geometry.dtype, token_bytes, geometry.head_size, keys);
+      TransposeKeys(chunk[i], geometry.dtype, call.layout.key.token, geometry.head_size, keys);
       chunk[i].k = reinterpret_cast<const char*>(keys);
     }
   }
@@ -198,21 +206,27 @@ bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* ne
   return true;
 }
 
-// Queries as float32, each block of rows [head_size][block rows], filled up with zeros to 1, 2, 4, ... rows.
-void PackQueries(const QueryTile& tile, int rows, float* out) {
+// Queries as float32, each block of rows filled up with zeros to 1, 2, 4, ... rows.
+void PackQueries(const Call& call, KeyOrder order) {
+  const QueryTile& tile = *call.tile;
   const int64_t element = static_cast<int64_t>(BytesOf(tile.dtype));
-  for (int first = 0; first < rows; first += kRowBlock) {
-    const int count = AtMost(kRowBlock, rows - first);
+  for (int first = 0; first < call.rows; first += kRowBlock) {
+    const int count = AtMost(kRowBlock, call.rows - first);
     const int block = 1 << BlockSizeIndex(count);
-    float* q = out + static_cast<size_t>(first) * tile.head_size;
+    float* q = call.q + static_cast<size_t>(first) * call.q_floats;
     for (int r = 0; r < block; ++r) {
       const int token = (first + r) / tile.group;
       const int head = (first + r) % tile.group;
       const char* row =
           static_cast<const char*>(tile.q) + (token * tile.token_stride + head * tile.head_stride) * element;
       for (int dim = 0; dim < tile.head_size; dim += 16) {
+        const Vec x = r < count ? LoadRow(row, tile.dtype, dim, tile.head_size) : Zero();
+        if (order == KeyOrder::kTokenMajor) {
+          Store(q + dim * block + 16 * r, x);
+          continue;
+        }
         float lanes[16];
-        Store(lanes, r < count ? LoadRow(row, tile.dtype, dim, tile.head_size) : Zero());
+        Store(lanes, x);
         const int dims = AtMost(16, tile.head_size - dim);
         for (int d = 0; d < dims; ++d) q[(dim + d) * block + r] = lanes[d];
       }
@@ -229,6 +243,14 @@ void SetScore(Call& call) {
 }
 
 template <Elements kElements>
+void SetScoreTokens(Call& call) {
+  call.score[0] = ScoreTokens<kElements, 1>;
+  call.score[1] = ScoreTokens<kElements, 2>;
+  if constexpr (kRowBlock > 2) call.score[2] = ScoreTokens<kElements, 4>;
+  if constexpr (kRowBlock > 4) call.score[3] = ScoreTokens<kElements, 8>;
+}
+
+template <Elements kElements>
 void SetSum(Call& call) {
   call.sum[0] = SumRows<kElements, 1>;
   call.sum[1] = SumRows<kElements, 2>;
@@ -237,23 +259,25 @@ void SetSum(Call& call) {
   call.edge = SumEdge<kElements>;
 }
 
-void SelectFunctions(Call& call) {
+void SelectFunctions(Call& call, KeyOrder order) {
   const PageGeometry& geometry = call.args->geometry;
   const bool packed = geometry.format == PageFormat::kPackedV1;
+  const bool transposed = !packed && order == KeyOrder::kDimMajor;
   switch (geometry.dtype) {
     case DType::kFloat32:
-      SetScore<Elements::kF32>(call);
+      order == KeyOrder::kDimMajor ? SetScore<Elements::kF32>(call) : SetScoreTokens<Elements::kF32>(call);
       SetSum<Elements::kF32>(call);
       break;
     case DType::kFloat16:
-      packed ? SetScore<Elements::kF16>(call) : SetScore<Elements::kF32>(call);
+      packed ? SetScore<Elements::kF16>(call) : SetScoreTokens<Elements::kF16>(call);
       SetSum<Elements::kF16>(call);
       break;
     case DType::kBFloat16:
-      packed ? SetScore<Elements::kBF16Pairs>(call) : SetScore<Elements::kF32>(call);
+      packed ? SetScore<Elements::kBF16Pairs>(call) : SetScoreTokens<Elements::kBF16>(call);
       packed ? SetSum<Elements::kBF16Pairs>(call) : SetSum<Elements::kBF16>(call);
       break;
   }
+  if (transposed) SetScore<Elements::kF32>(call);  // whatever it was, it is float32 now
   const bool cap = call.tile->soft_cap > 0.0f;
   const bool alibi = call.tile->alibi_slopes != nullptr;
   call.softmax = cap ? (alibi ? SoftmaxRow<true, true> : SoftmaxRow<true, false>)
@@ -272,12 +296,12 @@ Addressing SetLayout(Call& call) {
   const PageGeometry& g = call.args->geometry;
   const int64_t element = static_cast<int64_t>(BytesOf(g.dtype));
   if (g.format == PageFormat::kPackedV1) {
-    call.layout = {{16 * g.page_tokens * element, 16 * element}, {256 * element, 16 * element}, call.vecs, 0};
+    call.layout = {{256 * element, 16 * element}, {16 * g.page_tokens * element, 16 * element}, call.vecs, 0};
     const int64_t head = call.args->kv_head * static_cast<int64_t>(g.page_tokens) * call.vecs * 16 * element;
     return {head, head, 16 * call.vecs * 16 * element, 16 * 16 * element};
   }
-  call.layout = {{16 * element, g.v_token_stride * element},
-                 {16 * element, g.k_token_stride * element},
+  call.layout = {{16 * element, g.k_token_stride * element},
+                 {16 * element, g.v_token_stride * element},
                  g.head_size / 16,
                  g.head_size % 16 != 0};
   return {call.args->kv_head * g.k_head_stride * element, call.args->kv_head * g.v_head_stride * element,
@@ -324,12 +348,16 @@ KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState stat
   call.state = state;
   call.rows = tile.num_tokens * tile.group;
   call.vecs = (tile.head_size + 15) / 16;
-  call.q = static_cast<float*>(scratch);
+  const bool strided = args.geometry.format == PageFormat::kStrided;
+  const KeyOrder order = strided && call.rows <= kMaxTokenMajorRows ? KeyOrder::kTokenMajor : KeyOrder::kDimMajor;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
+  call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);
+  call.q_floats = order == KeyOrder::kTokenMajor ? 16 * call.vecs : tile.head_size;
   call.scores = call.q + ScratchQueryFloats(tile.head_size);
-  call.keys = call.scores + ScratchScoreFloats();
-  SelectFunctions(call);
+  call.keys = strided && order == KeyOrder::kDimMajor ? call.scores + ScratchScoreFloats() : nullptr;
+  SelectFunctions(call, order);
   const Addressing address = SetLayout(call);
-  PackQueries(tile, call.rows, call.q);
+  PackQueries(call, order);
 
   Cursor cursor = {&call, address, 0, 0};
   Group chunks[2][kChunkGroups];

@@ -127,6 +127,13 @@ HG_INLINE void StoreBF16(void* p, Vec x) {
   _mm_storeu_si128(static_cast<__m128i*>(p) + 1, NarrowBF16(x.b));
 }
 
+HG_INLINE void StoreSums(float* p, const Vec (&x)[kAccumulatorVecs]) {
+  const __m256 s01 = _mm256_hadd_ps(_mm256_add_ps(x[0].a, x[0].b), _mm256_add_ps(x[1].a, x[1].b));
+  const __m256 s23 = _mm256_hadd_ps(_mm256_add_ps(x[2].a, x[2].b), _mm256_add_ps(x[3].a, x[3].b));
+  const __m256 s = _mm256_hadd_ps(s01, s23);
+  _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+}
+
 // Interleave, pair up, then swap 128-bit halves.
 HG_INLINE void Transpose8(__m256 (&r)[8]) {
   __m256 t[8];

@@ -88,6 +88,21 @@ HG_INLINE void StoreHalfBF16(void* p, Vec x) {
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_castsi256_si128(NarrowBF16(x)));
 }
 
+// Four rounds that halve the number of partial sums: 128-bit quarters first, lanes inside the quarters after them.
+HG_INLINE void StoreSums(float* p, const Vec (&x)[kAccumulatorVecs]) {
+  Vec s[4];  // quarter q of s[i]: four partial sums of x[4 * q + i]
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const Vec lower = Add(_mm512_shuffle_f32x4(x[i], x[4 + i], 0x44), _mm512_shuffle_f32x4(x[i], x[4 + i], 0xee));
+    const Vec upper =
+        Add(_mm512_shuffle_f32x4(x[8 + i], x[12 + i], 0x44), _mm512_shuffle_f32x4(x[8 + i], x[12 + i], 0xee));
+    s[i] = Add(_mm512_shuffle_f32x4(lower, upper, 0x88), _mm512_shuffle_f32x4(lower, upper, 0xdd));
+  }
+  const Vec s01 = Add(_mm512_unpacklo_ps(s[0], s[1]), _mm512_unpackhi_ps(s[0], s[1]));
+  const Vec s23 = Add(_mm512_unpacklo_ps(s[2], s[3]), _mm512_unpackhi_ps(s[2], s[3]));
+  Store(p, Add(_mm512_shuffle_ps(s01, s23, 0x44), _mm512_shuffle_ps(s01, s23, 0xee)));
+}
+
 // Rows i and i + 1 interleaved, then pairs of pairs, then 128-bit quarters: four rounds of sixteen shuffles.
 HG_INLINE void Transpose16(Vec (&r)[16]) {
   Vec t[16];

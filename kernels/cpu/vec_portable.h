@@ -108,6 +108,11 @@ HG_INLINE float HorizontalSum(const Vec& x) {
   return (s[0] + s[2]) + (s[1] + s[3]);
 }
 
+// p[i] = sum of the lanes of x[i].
+HG_INLINE void StoreSums(float* p, const Vec (&x)[kAccumulatorVecs]) {
+  for (int i = 0; i < kAccumulatorVecs; ++i) p[i] = HorizontalSum(x[i]);
+}
+
 HG_INLINE uint16_t Bits16(const void* p, int i) {
   uint16_t bits;
   __builtin_memcpy(&bits, static_cast<const char*>(p) + 2 * i, sizeof(bits));
