@@ -61,12 +61,24 @@ enum class Null { kRefused, kAccepted };
 void* Address(const char* field, py::handle value, Null null) {
   if (value.is_none() && null == Null::kAccepted) return nullptr;
   if (PyLong_Check(value.ptr())) {
-    void* const address = PyLong_AsVoidPtr(value.ptr());
-    if (address != nullptr) return address;
-    PyErr_Clear();  // negative or too wide, or plainly 0
+    const uint64_t address = PyLong_AsUnsignedLongLong(value.ptr());
+    if (PyErr_Occurred() != nullptr) {
+      PyErr_Clear();  // negative or too wide
+    } else if (address != 0) {
+      return reinterpret_cast<void*>(address);
+    }
   }
   Raise(HG_INVALID_ARGUMENT, std::string(field) + " is " + std::string(py::repr(value)) +
                                  "; accepted: a non-zero address" + (null == Null::kAccepted ? ", or None" : ""));
+}
+
+// A [tokens][heads][head_size] tensor; torch has no negative strides, and the library would follow them anywhere.
+hg_tensor Tensor(const char* field, py::handle data, int64_t token_stride, int64_t head_stride, Null null) {
+  if (token_stride < 0 || head_stride < 0) {
+    Raise(HG_INVALID_ARGUMENT, std::string(field) + " has strides " + std::to_string(token_stride) + " (token), " +
+                                   std::to_string(head_stride) + " (head); accepted: 0 or more elements");
+  }
+  return {Address(field, data, null), token_stride, head_stride};
 }
 
 // A host array of exactly this element type with contiguous rows; never converted, so that a wrong dtype is an error
@@ -209,10 +221,10 @@ class Backend {
                int64_t value_head, py::handle output, int64_t output_token, int64_t output_head) {
     const Use use(this);
     CheckOwner(plan);
-    const hg_tensor q = {Address("query", query, Null::kRefused), query_token, query_head};
-    const hg_tensor k = {Address("key", key, Null::kAccepted), key_token, key_head};
-    const hg_tensor v = {Address("value", value, Null::kAccepted), value_token, value_head};
-    const hg_tensor o = {Address("output", output, Null::kRefused), output_token, output_head};
+    const hg_tensor q = Tensor("query", query, query_token, query_head, Null::kRefused);
+    const hg_tensor k = Tensor("key", key, key_token, key_head, Null::kAccepted);
+    const hg_tensor v = Tensor("value", value, value_token, value_head, Null::kAccepted);
+    const hg_tensor o = Tensor("output", output, output_token, output_head, Null::kRefused);
     hg_status status;
     {
       const py::gil_scoped_release release;

@@ -170,44 +170,36 @@ class HybridGenImpl(compat.AttentionImpl):
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Writes key/value [tokens, kv_heads, head_size] and attends query [tokens, heads, head_size] into output."""
+        """Writes key/value [tokens, kv_heads, head_size] and attends query [tokens, heads, head_size] into output.
+
+        The one call per layer and step: kept lean, because its fixed cost is paid for every layer of every token.
+        """
         if attn_metadata is None or attn_metadata.plan is None:  # warm-up and dummy runs
             return output
+        if output_scale is not None or output_block_scale is not None:
+            raise Unimplemented("fused output quantisation is not supported")
         core = attn_metadata.core
         if self._core is not core or self._kv_cache is not kv_cache:
-            if output_scale is not None or output_block_scale is not None:
-                raise Unimplemented("fused output quantisation is not supported")
             attn_metadata.engine.attach(self, kv_cache)
         dtype = attn_metadata.dtype
         if query.dtype is not dtype or output.dtype is not dtype:
-            raise InvalidArgument(f"query and output are {query.dtype}, {output.dtype}; accepted: {dtype}")
-        q_tokens, q_heads, q_dims = query.stride()
-        if q_dims != 1:
-            query = query.contiguous()
-            q_tokens, q_heads, q_dims = query.stride()
-        if output.dim() != 3:
-            output_3d = output.view(-1, self.num_heads, self.head_size)
-        else:
-            output_3d = output
-        o_tokens, o_heads, _ = output_3d.stride()
+            raise InvalidArgument(f"query and output are {query.dtype} and {output.dtype}; accepted: {dtype}")
+        q_token, q_head, q_dim = query.stride()
+        o_token, o_head, o_dim = output.stride()
         if key is None or self.kv_sharing_target_layer_name is not None:
-            core.forward(
-                attn_metadata.plan, self._index, query.data_ptr(), q_tokens, q_heads,
-                None, 0, 0, None, 0, 0, output_3d.data_ptr(), o_tokens, o_heads,
-            )  # fmt: skip
+            k_data = v_data = None  # the layer that shares its KV with this one has written it
+            k_token = k_head = v_token = v_head = 0
+            k_dim = v_dim = 1
         else:
             if key.dtype is not dtype or value.dtype is not dtype:
-                raise InvalidArgument(f"key and value are {key.dtype}, {value.dtype}; accepted: {dtype}")
-            k_tokens, k_heads, k_dims = key.stride()
-            v_tokens, v_heads, v_dims = value.stride()
-            if k_dims != 1 or v_dims != 1:
-                key, value = key.contiguous(), value.contiguous()
-                k_tokens, k_heads, _ = key.stride()
-                v_tokens, v_heads, _ = value.stride()
-            core.forward(
-                attn_metadata.plan, self._index, query.data_ptr(), q_tokens, q_heads,
-                key.data_ptr(), k_tokens, k_heads, value.data_ptr(), v_tokens, v_heads,
-                output_3d.data_ptr(), o_tokens, o_heads,
-            )  # fmt: skip
+                raise InvalidArgument(f"key and value are {key.dtype} and {value.dtype}; accepted: {dtype}")
+            k_data, (k_token, k_head, k_dim) = key.data_ptr(), key.stride()
+            v_data, (v_token, v_head, v_dim) = value.data_ptr(), value.stride()
+        if not q_dim == o_dim == k_dim == v_dim == 1:
+            raise InvalidArgument("dims of a head are not contiguous in query, key, value or output; accepted: stride 1")
+        core.forward(
+            attn_metadata.plan, self._index, query.data_ptr(), q_token, q_head, k_data, k_token, k_head,
+            v_data, v_token, v_head, output.data_ptr(), o_token, o_head,
+        )  # fmt: skip
         self.num_calls += 1
         return output

@@ -322,3 +322,7 @@ def markdown_table() -> str:
     for s in SETTINGS:
         rows.append(f"| `{s.variable}` | `{s.name}` | `{s.default}` | {s.accepted} | {s.doc} |")
     return "\n".join(row.replace("| `` |", "| (empty) |") for row in rows)
+
+
+if __name__ == "__main__":
+    print(markdown_table())

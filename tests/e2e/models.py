@@ -54,7 +54,7 @@ def _opt():
 
 def _gemma2():
     """Alternating window and full layers, soft-capped logits."""
-    return transformers.Gemma2ForCausalLM(
+    model = transformers.Gemma2ForCausalLM(
         transformers.Gemma2Config(
             **_SMALL,
             hidden_size=128,
@@ -68,21 +68,27 @@ def _gemma2():
             attn_logit_softcapping=20.0,
         )
     )
+    # Its embeddings are tied; where they outweigh the layers' normed outputs the model repeats its input.
+    model.get_input_embeddings().weight.data.mul_(0.1)
+    return model
 
 
 def _bloom():
     """ALiBi."""
-    return transformers.BloomForCausalLM(
+    model = transformers.BloomForCausalLM(
         transformers.BloomConfig(
-            vocab_size=VOCABULARY, hidden_size=128, n_layer=2, n_head=4, initializer_range=0.25, seq_length=MAX_LENGTH
+            vocab_size=VOCABULARY, hidden_size=128, n_layer=2, n_head=4, initializer_range=0.1, seq_length=MAX_LENGTH
         )
     )
+    # Its embeddings are tied; random signs before the head keep it from repeating its input.
+    model.transformer.ln_f.weight.data.copy_(torch.randint(0, 2, (128,)) * 2 - 1)
+    return model
 
 
 MODELS = {"llama": _llama, "qwen2": _qwen2, "opt": _opt, "gemma2": _gemma2, "bloom": _bloom}
 
 
 def save(name: str, folder: str) -> str:
-    torch.manual_seed(20240229)
+    torch.manual_seed(2)
     MODELS[name]().float().save_pretrained(folder)
     return folder

@@ -21,8 +21,8 @@ BYTES_PER_TOKEN = {"llama": 1024, "qwen2": 768, "opt": 2048, "gemma2": 1024, "bl
 CONFIGURATIONS = {
     "identity-cpu": dict(device_kind="cpu", dram="0"),
     "identity-emulated": dict(device_kind="emulated", dram="0"),
-    "tiered-cpu": dict(device_kind="cpu", dram="12M", cxl="4M"),
-    "tiered-emulated": dict(device_kind="emulated", dram="12M", cxl="4M"),
+    "tiered-cpu": dict(device_kind="cpu", dram="24M", cxl="4M"),
+    "tiered-emulated": dict(device_kind="emulated", dram="24M", cxl="4M"),
 }
 
 

@@ -117,19 +117,24 @@ def test_plans_from_the_host_mirror_alone(model_dir, reference, configuration, m
     assert planned == len(steps) > 0
 
 
-@pytest.mark.parametrize("configuration", TIERED)
-def test_nothing_outside_the_library_writes_the_pool(model_dir, reference, configuration, monkeypatch):
-    """The engine's tensor, carved into device pages, changes only inside calls of the library."""
+def _pool(kv_cache: torch.Tensor) -> torch.Tensor:
+    """All bytes of the engine's tensor that `kv_cache` is a view of."""
+    return torch.tensor([], dtype=torch.int8).set_(kv_cache.untyped_storage())
+
+
+def test_nothing_outside_the_library_writes_the_pool(model_dir, reference, monkeypatch):
+    """The engine's tensor, carved into device pages, changes only inside calls of the library.
+
+    Only in the `cpu` kind can that be seen between any two calls: the emulated device moves pages at any time. What is
+    outside the library is the same code in both kinds.
+    """
     from hybridgen import backend, engine
 
     snapshots: dict[int, torch.Tensor] = {}
     calls = []
 
-    def pool(kv_cache):
-        return torch.tensor([], dtype=torch.int8).set_(kv_cache.untyped_storage())
-
     def guarded(kv_cache, call):
-        memory = pool(kv_cache)
+        memory = _pool(kv_cache)
         known = snapshots.get(memory.data_ptr())
         if known is not None:
             assert torch.equal(known, memory), "the pool changed between two calls of the library"
@@ -148,12 +153,28 @@ def test_nothing_outside_the_library_writes_the_pool(model_dir, reference, confi
 
     monkeypatch.setattr(backend.HybridGenImpl, "forward", guarded_forward)
     monkeypatch.setattr(engine.TieredEngine, "plan", guarded_plan)
-    with open_engine(model_dir, configuration) as llm:
+    with open_engine(model_dir, "tiered-cpu") as llm:
         answers = scenarios.run(llm, "batch")
         for layer in scenarios.layers(llm).values():
-            assert torch.equal(snapshots[pool(layer.kv_cache).data_ptr()], pool(layer.kv_cache))
+            assert torch.equal(snapshots[_pool(layer.kv_cache).data_ptr()], _pool(layer.kv_cache))
     scenarios.assert_equal(answers, reference("llama", "batch"))
     assert len(calls) > 100
+
+
+@pytest.mark.parametrize("configuration", TIERED)
+def test_only_whole_device_pages_are_written(model_dir, reference, configuration):
+    """Bytes of a layer's region after its last whole device page keep their pattern."""
+    page = scenarios.BLOCK_SIZE * scenarios.BYTES_PER_TOKEN["llama"] // 2  # of one of the two layers
+    with open_engine(model_dir, configuration, kv_cache_memory_bytes=2 * (10 * page + page // 2)) as llm:
+        tails = []
+        for layer in scenarios.layers(llm).values():
+            region = layer.kv_cache.shape[0] * layer.kv_cache.stride(0) * layer.kv_cache.element_size()
+            first = layer.kv_cache.data_ptr() - _pool(layer.kv_cache).data_ptr()
+            tails.append(_pool(layer.kv_cache)[first + region // page * page : first + region])
+            tails[-1].fill_(0x5A)
+        assert sum(tail.numel() for tail in tails) > 0
+        scenarios.assert_equal(scenarios.run(llm, "long"), reference("llama", "long"))
+        assert all((tail == 0x5A).all() for tail in tails)
 
 
 def test_two_engines_at_once(model_dir, reference):
