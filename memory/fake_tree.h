@@ -2,6 +2,8 @@
 #ifndef MEMORY_FAKE_TREE_H_
 #define MEMORY_FAKE_TREE_H_
 
+#include <unistd.h>
+
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -15,7 +17,9 @@ namespace hybridgen {
 class FakeTree {
  public:
   FakeTree() {
-    std::string pattern = ::testing::TempDir() + "/fake_tree_XXXXXX";
+    // Thousands of small files: ten times as fast in memory.
+    const std::string memory = "/dev/shm";
+    std::string pattern = (access(memory.c_str(), W_OK) == 0 ? memory : ::testing::TempDir()) + "/fake_tree_XXXXXX";
     const char* made = mkdtemp(pattern.data());
     EXPECT_NE(made, nullptr);
     root_ = pattern;

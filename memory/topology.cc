@@ -1,53 +1,57 @@
-// Memory nodes as sysfs lists them.
+// Reads the facts, then concludes.
 #include "memory/topology.h"
 
-#include <algorithm>
 #include <optional>
 #include <string>
+#include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "memory/device_reader.h"
+#include "memory/node_classifier.h"
+#include "memory/node_reader.h"
 
 namespace hybridgen {
+namespace {
 
-const char* MemoryKindName(MemoryKind kind) {
-  switch (kind) {
-    case MemoryKind::kUnknown:
-      return "unknown";
-    case MemoryKind::kDram:
-      return "dram";
-    case MemoryKind::kCxl:
-      return "cxl";
-    case MemoryKind::kHbm:
-      return "hbm";
-    case MemoryKind::kPersistent:
-      return "persistent";
-  }
-  return "unknown";
+// The mode in use stands in brackets: "always [madvise] never".
+TransparentHugePages ReadTransparentHugePages(const SystemRoots& roots) {
+  const std::string modes =
+      ReadSystemFile(roots.sysfs + "/kernel/mm/transparent_hugepage/enabled").value_or(std::string());
+  if (absl::StrContains(modes, "[never]")) return TransparentHugePages::kNever;
+  if (absl::StrContains(modes, "[madvise]")) return TransparentHugePages::kMadvise;
+  if (absl::StrContains(modes, "[always]")) return TransparentHugePages::kAlways;
+  return TransparentHugePages::kUnknown;
 }
 
-Topology ReadTopology(const SystemRoots& roots) {
-  const std::string directory = roots.sysfs + "/devices/system/node/";
-  const auto ids = [&directory](const char* file) -> std::vector<int> {
-    const std::optional<std::string> text = ReadSystemFile(directory + file);
-    return text ? ParseIdList(*text).value_or(std::vector<int>()) : std::vector<int>();
-  };
-  constexpr int64_t kKiB = 1024;
-  const std::vector<int> with_cpus = ids("has_cpu");
+Topology ReadFacts(const SystemRoots& roots) {
   Topology topology;
-  // has_memory, not online: a node whose memory was taken offline stays online.
-  for (const int id : ids("has_memory")) {
-    MemoryNode node;
-    node.id = id;
-    if (std::binary_search(with_cpus.begin(), with_cpus.end(), id)) {
-      node.cpus = NodeCpus::kSome;
-      node.kind = MemoryKind::kDram;
-    }
-    if (const auto meminfo = ReadSystemFile(absl::StrCat(directory, "node", id, "/meminfo"))) {
-      node.total_bytes = ParseField(*meminfo, "MemTotal:").value_or(0) * kKiB;
-      node.free_bytes = ParseField(*meminfo, "MemFree:").value_or(0) * kKiB;
-    }
-    topology.nodes.push_back(node);
+  topology.nodes = ReadMemoryNodes(roots);
+  topology.dax_devices = ReadDaxDevices(roots);
+  topology.cxl_regions = ReadCxlRegions(roots);
+  topology.gpus = ReadGpus(roots);
+  topology.transparent_huge_pages = ReadTransparentHugePages(roots);
+  if (const std::optional<std::string> meminfo = ReadSystemFile(roots.procfs + "/meminfo")) {
+    topology.machine_total_bytes = ParseKibibytes(*meminfo, "MemTotal:");
+    topology.machine_available_bytes = ParseKibibytes(*meminfo, "MemAvailable:");
   }
+  TraceProvenance(roots, topology.dax_devices, topology.cxl_regions, topology.nodes);
+  return topology;
+}
+
+}  // namespace
+
+Topology ReadTopology(const SystemRoots& roots) {
+  Topology topology = ReadFacts(roots);
+  ClassifyNodes(KindOverrides(), topology.nodes).IgnoreError();  // only an override can be wrong
+  return topology;
+}
+
+absl::StatusOr<Topology> ReadTopology(const SystemRoots& roots, absl::string_view kind_overrides) {
+  const absl::StatusOr<KindOverrides> overrides = ParseKindOverrides(kind_overrides);
+  if (!overrides.ok()) return overrides.status();
+  Topology topology = ReadFacts(roots);
+  if (absl::Status status = ClassifyNodes(*overrides, topology.nodes); !status.ok()) return status;
   return topology;
 }
 

@@ -1,35 +1,20 @@
-// The machine's memory nodes.
+// Discovery of the machine's memory: nodes, what their memory is and how that was recognised, memory devices, GPUs.
 #ifndef MEMORY_TOPOLOGY_H_
 #define MEMORY_TOPOLOGY_H_
 
-#include <cstdint>
-#include <vector>
-
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "memory/memory_node.h"
 #include "memory/system_files.h"
 
 namespace hybridgen {
 
-// What a node's memory is. A node without CPUs may be CXL, HBM or persistent memory, or DRAM that lies apart.
-enum class MemoryKind : uint8_t { kUnknown, kDram, kCxl, kHbm, kPersistent };
-const char* MemoryKindName(MemoryKind kind);
-
-enum class NodeCpus : uint8_t { kNone, kSome };
-
-struct MemoryNode {
-  int id = 0;
-  NodeCpus cpus = NodeCpus::kNone;
-  int64_t total_bytes = 0;  // 0: unknown
-  int64_t free_bytes = 0;   // 0: unknown
-  MemoryKind kind = MemoryKind::kUnknown;
-};
-
-struct Topology {
-  std::vector<MemoryNode> nodes;  // with memory, by id; empty: the kernel does not tell
-};
-
-// Reads the nodes from sysfs. Nodes with CPUs are DRAM, the others of unknown kind. Never fails: what cannot be read
-// stays unknown.
+// Reads sysfs and procfs. Never fails: what cannot be read stays unknown.
 Topology ReadTopology(const SystemRoots& roots = SystemRoots());
+
+// The same with kinds that the operator says, such as "2:cxl,3:hbm"; they win over what was recognised.
+// InvalidArgument: the text is wrong, or names a node that has no memory.
+absl::StatusOr<Topology> ReadTopology(const SystemRoots& roots, absl::string_view kind_overrides);
 
 }  // namespace hybridgen
 

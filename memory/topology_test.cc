@@ -1,33 +1,285 @@
-// Tests of the topology over fake trees.
+// Tests of the topology over recorded and made-up trees. The recorded ones are guests of an emulator: NAME-KERNEL.
 #include "memory/topology.h"
 
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
 #include "gtest/gtest.h"
 #include "memory/fake_tree.h"
+#include "memory/recorded_tree.h"
 
 namespace hybridgen {
 namespace {
 
-TEST(TopologyTest, NodesWithMemoryAndTheirCpus) {
+constexpr int64_t kKiB = 1024;
+
+struct ExpectedNode {
+  MemoryKind kind;
+  RelativeSpeed speed;
+  std::optional<int64_t> read_megabytes_per_second;
+  std::optional<int64_t> read_nanoseconds;
+  int kernel_tier;
+  MovableOnly movable_only;
+  const char* kind_evidence;
+};
+
+struct ExpectedTree {
+  const char* name;
+  std::vector<ExpectedNode> nodes;
+};
+
+void PrintTo(const ExpectedTree& tree, std::ostream* out) { *out << tree.name; }
+
+constexpr MemoryKind kDram = MemoryKind::kDram;
+constexpr MemoryKind kCxl = MemoryKind::kCxl;
+constexpr MemoryKind kHbm = MemoryKind::kHbm;
+constexpr MemoryKind kUnknown = MemoryKind::kUnknown;
+constexpr RelativeSpeed kSlower = RelativeSpeed::kSlower;
+constexpr RelativeSpeed kSimilar = RelativeSpeed::kSimilar;
+constexpr RelativeSpeed kFaster = RelativeSpeed::kFaster;
+constexpr RelativeSpeed kNoSpeed = RelativeSpeed::kUnknown;
+constexpr MovableOnly kStays = MovableOnly::kNo;
+constexpr MovableOnly kMoves = MovableOnly::kYes;
+
+const ExpectedNode kSocket = {kDram, kSimilar, 204800, 100, 4, kStays, "/cpulist"};
+const ExpectedNode kSilentSocket = {kDram, kSimilar, std::nullopt, std::nullopt, 4, kStays, "/cpulist"};
+const ExpectedNode kSilent = {kUnknown, kNoSpeed, std::nullopt, std::nullopt, 4, kStays, "no device names it"};
+
+ExpectedNode Far(int kernel_tier) { return {kUnknown, kSlower, 25600, 250, kernel_tier, kStays, "no device names it"}; }
+ExpectedNode Hbm(int kernel_tier) {
+  return {kHbm, kFaster, 819200, 120, kernel_tier, kStays, "access1/initiators/read_bandwidth"};
+}
+
+class RecordedTopologyTest : public ::testing::TestWithParam<ExpectedTree> {};
+
+TEST_P(RecordedTopologyTest, IsClassifiedWithItsEvidence) {
   FakeTree tree;
-  tree.Write("sys/devices/system/node/online", "0-3\n");
-  tree.Write("sys/devices/system/node/has_memory", "0,2-3\n");  // node 1: all its memory is offline
-  tree.Write("sys/devices/system/node/has_cpu", "0-1\n");
-  tree.Write("sys/devices/system/node/node0/meminfo", "Node 0 MemTotal: 1000 kB\nNode 0 MemFree: 600 kB\n");
-  tree.Write("sys/devices/system/node/node2/meminfo", "Node 2 MemTotal: 500 kB\nNode 2 MemFree: nothing\n");
+  WriteTree(ReadRecordedTree(GetParam().name), tree);
   const Topology topology = ReadTopology(tree.roots());
-  ASSERT_EQ(topology.nodes.size(), 3u);
-  EXPECT_EQ(topology.nodes[0].id, 0);
-  EXPECT_EQ(topology.nodes[0].cpus, NodeCpus::kSome);
-  EXPECT_EQ(topology.nodes[0].kind, MemoryKind::kDram);
-  EXPECT_EQ(topology.nodes[0].total_bytes, 1000 * 1024);
-  EXPECT_EQ(topology.nodes[0].free_bytes, 600 * 1024);
-  EXPECT_EQ(topology.nodes[1].id, 2);
-  EXPECT_EQ(topology.nodes[1].cpus, NodeCpus::kNone);
-  EXPECT_EQ(topology.nodes[1].kind, MemoryKind::kUnknown);
-  EXPECT_EQ(topology.nodes[1].total_bytes, 500 * 1024);
-  EXPECT_EQ(topology.nodes[1].free_bytes, 0);
-  EXPECT_EQ(topology.nodes[2].id, 3);
-  EXPECT_EQ(topology.nodes[2].total_bytes, 0);
+  ASSERT_EQ(topology.nodes.size(), GetParam().nodes.size());
+  for (size_t i = 0; i < topology.nodes.size(); ++i) {
+    const MemoryNode& node = topology.nodes[i];
+    const ExpectedNode& expected = GetParam().nodes[i];
+    SCOPED_TRACE(i);
+    EXPECT_EQ(node.id, static_cast<int>(i));
+    EXPECT_EQ(node.kind, expected.kind) << node.kind_why;
+    EXPECT_TRUE(absl::StrContains(node.kind_why, expected.kind_evidence)) << node.kind_why;
+    EXPECT_EQ(node.speed, expected.speed) << node.speed_why;
+    EXPECT_EQ(node.performance.read_megabytes_per_second, expected.read_megabytes_per_second);
+    EXPECT_EQ(node.performance.read_nanoseconds, expected.read_nanoseconds);
+    EXPECT_EQ(node.kernel_tier, expected.kernel_tier);
+    EXPECT_EQ(node.movable_only, expected.movable_only);
+    EXPECT_TRUE(absl::StrContains(node.movable_why, "/has_normal_memory")) << node.movable_why;
+    EXPECT_TRUE(node.total_bytes && node.free_bytes && *node.free_bytes <= *node.total_bytes);
+    EXPECT_EQ(node.distances.size(), topology.nodes.size());
+    EXPECT_EQ(node.distances.at(node.id), 10);
+    ASSERT_EQ(node.huge_pages.size(), 2u);
+    EXPECT_EQ(node.huge_pages[0].page_bytes, 2048 * kKiB);
+    EXPECT_EQ(node.huge_pages[0].total_pages, 0);
+    EXPECT_EQ(node.huge_pages[1].page_bytes, 1048576 * kKiB);
+  }
+  EXPECT_NE(topology.transparent_huge_pages, TransparentHugePages::kUnknown);
+  EXPECT_TRUE(topology.machine_total_bytes && topology.machine_available_bytes);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Kernels, RecordedTopologyTest,
+    ::testing::Values(ExpectedTree{"one-6.1", {kSilentSocket}}, ExpectedTree{"one-6.12", {kSilentSocket}},
+                      ExpectedTree{"nohmat-6.1", {kSilentSocket, kSilent}},
+                      ExpectedTree{"nohmat-6.12", {kSilentSocket, kSilent}}, ExpectedTree{"cxl-6.1", {kSocket, Far(4)}},
+                      ExpectedTree{"cxl-6.12", {kSocket, Far(90)}},
+                      ExpectedTree{"2s-cxl-6.1", {kSocket, kSocket, Far(4)}},
+                      ExpectedTree{"2s-cxl-6.12", {kSocket, kSocket, Far(90)}},
+                      ExpectedTree{"hbm-cxl-6.1", {kSocket, Hbm(4), Far(4)}},
+                      ExpectedTree{"hbm-cxl-6.12", {kSocket, Hbm(1), Far(90)}},
+                      ExpectedTree{"cxltype3-6.12",
+                                   {kSocket, {kCxl, kSlower, 16000, 302, 27, kMoves, "ACPI0017:00/root0/"}}}),
+    [](const auto& info) {
+      std::string name = info.param.name;
+      for (char& c : name) c = isalnum(c) ? c : '_';
+      return name;
+    });
+
+TEST(TopologyTest, BothFacesOfACxlDevice) {
+  FakeTree tree;
+  WriteTree(ReadRecordedTree("cxltype3-6.12"), tree);
+  Topology topology = ReadTopology(tree.roots());
+  ASSERT_EQ(topology.cxl_regions.size(), 1u);
+  EXPECT_EQ(topology.cxl_regions[0].name, "region0");
+  EXPECT_EQ(topology.cxl_regions[0].kind, kCxl);
+  EXPECT_EQ(topology.cxl_regions[0].start, 0x110000000);
+  EXPECT_EQ(topology.cxl_regions[0].bytes, 256 << 20);
+  ASSERT_EQ(topology.dax_devices.size(), 1u);
+  const DaxDevice& device = topology.dax_devices[0];
+  EXPECT_EQ(device.name, "dax0.0");
+  EXPECT_EQ(device.kind, kCxl);
+  EXPECT_EQ(device.use, DaxUse::kNode);
+  EXPECT_EQ(device.target_node, 1);
+  EXPECT_EQ(device.bytes, 256 << 20);
+  EXPECT_EQ(device.performance.read_nanoseconds, 302);
+  EXPECT_TRUE(absl::StrContains(topology.nodes[1].kind_why, "2 of its 2 memory blocks lie inside CXL region0"));
+
+  // The same device to be mapped: node 1 has no memory, but the device still says where it is and how fast.
+  const std::string dax = "sys/devices/platform/ACPI0017:00/root0/decoder0.0/region0/dax_region0/dax0.0/driver";
+  tree.Remove(dax);
+  tree.Link(dax, "../../../../../../../../bus/dax/drivers/device_dax");
+  tree.Write("sys/devices/system/node/has_memory", "0\n");
+  topology = ReadTopology(tree.roots());
+  ASSERT_EQ(topology.nodes.size(), 1u);
+  EXPECT_EQ(topology.nodes[0].kind, kDram);
+  ASSERT_EQ(topology.dax_devices.size(), 1u);
+  EXPECT_EQ(topology.dax_devices[0].use, DaxUse::kMapped);
+  EXPECT_EQ(topology.dax_devices[0].kind, kCxl);
+  EXPECT_EQ(topology.dax_devices[0].target_node, 1);
+  EXPECT_EQ(topology.dax_devices[0].performance.read_megabytes_per_second, 16000);
+}
+
+TEST(TopologyTest, EitherProofOfCxlIsEnough) {
+  const std::vector<TreeEntry> entries = ReadRecordedTree("cxltype3-6.12");
+  for (const char* bus : {"sys/bus/dax", "sys/bus/cxl"}) {
+    FakeTree tree;
+    WriteTree(entries, tree);
+    tree.Remove(bus);
+    EXPECT_EQ(ReadTopology(tree.roots()).nodes[1].kind, kCxl) << "without " << bus;
+    tree.Remove("sys/bus");
+    EXPECT_EQ(ReadTopology(tree.roots()).nodes[1].kind, kUnknown) << "slow, and of unknown kind";
+    EXPECT_EQ(ReadTopology(tree.roots()).nodes[1].speed, kSlower);
+  }
+}
+
+// A tree with one socket and a node 1 whose memory a DAX device brought.
+void WriteDaxNode(const std::string& device_directory, FakeTree& tree) {
+  WriteTree(ReadRecordedTree("nohmat-6.12"), tree);
+  tree.Write("sys/devices/" + device_directory + "/dax0.0/target_node", "1\n");
+  tree.Write("sys/devices/" + device_directory + "/dax0.0/size", "268435456\n");
+  tree.Link("sys/devices/" + device_directory + "/dax0.0/driver", "kmem");
+  tree.Link("sys/bus/dax/devices/dax0.0", "../../../devices/" + device_directory + "/dax0.0");
+}
+
+TEST(TopologyTest, ProvenanceByTheDevicesPlace) {
+  struct Case {
+    const char* directory;
+    MemoryKind kind;
+  };
+  for (const Case& c :
+       {Case{"platform/ACPI0017:00/root0/decoder0.0/region0/dax_region0", kCxl},
+        Case{"platform/ACPI0017:00/root0/nvdimm-bridge0/ndbus0/region0/dax0.0", MemoryKind::kPersistent},
+        Case{"LNXSYSTM:00/LNXSYBUS:00/ACPI0012:00/ndbus0/region0/dax0.0", MemoryKind::kPersistent},
+        Case{"platform/hmem.0", kUnknown}, Case{"platform/other.0", kUnknown}}) {
+    FakeTree tree;
+    WriteDaxNode(c.directory, tree);
+    const Topology topology = ReadTopology(tree.roots());
+    EXPECT_EQ(topology.dax_devices.at(0).kind, c.kind) << c.directory;
+    EXPECT_EQ(topology.nodes.at(1).kind, c.kind) << c.directory;
+    EXPECT_TRUE(absl::StrContains(topology.nodes.at(1).kind_why, c.directory)) << topology.nodes.at(1).kind_why;
+    EXPECT_EQ(topology.nodes.at(0).kind, kDram);
+  }
+}
+
+TEST(TopologyTest, WithoutADriverADaxDeviceProvesNothing) {
+  FakeTree tree;
+  WriteDaxNode("platform/ACPI0017:00/root0/decoder0.0/region0/dax_region0", tree);
+  tree.Remove("sys/devices/platform/ACPI0017:00/root0/decoder0.0/region0/dax_region0/dax0.0/driver");
+  const Topology topology = ReadTopology(tree.roots());
+  EXPECT_EQ(topology.dax_devices.at(0).use, DaxUse::kUnknown);
+  EXPECT_EQ(topology.nodes.at(1).kind, kUnknown);
+}
+
+TEST(TopologyTest, NodeNumbersMayHaveHoles) {
+  FakeTree tree;
+  tree.Write("sys/devices/system/node/online", "0,2,5\n");
+  tree.Write("sys/devices/system/node/has_memory", "0,5,7\n");  // node 2: all its memory is offline; 7 is not there
+  tree.Write("sys/devices/system/node/has_cpu", "0,2\n");
+  tree.Write("sys/devices/system/node/node0/meminfo", "Node 0 MemTotal: 1000 kB\nNode 0 MemFree: 600 kB\n");
+  tree.Write("sys/devices/system/node/node0/cpulist", "0-1\n");
+  tree.Write("sys/devices/system/node/node5/meminfo", "Node 5 MemTotal: 500 kB\nNode 5 MemFree: nothing\n");
+  tree.Write("sys/devices/system/node/node5/cpulist", "\n");
+  tree.Write("sys/devices/system/node/node5/distance", "31 32 10\n");
+  const Topology topology = ReadTopology(tree.roots());
+  ASSERT_EQ(topology.nodes.size(), 2u);
+  EXPECT_EQ(topology.nodes[0].cpus, (std::vector<int>{0, 1}));
+  EXPECT_EQ(topology.nodes[0].total_bytes, 1000 * kKiB);
+  EXPECT_EQ(topology.nodes[0].free_bytes, 600 * kKiB);
+  EXPECT_EQ(topology.nodes[1].id, 5);
+  EXPECT_EQ(topology.nodes[1].has_cpus, NodeCpus::kNone);
+  EXPECT_EQ(topology.nodes[1].total_bytes, 500 * kKiB);
+  EXPECT_FALSE(topology.nodes[1].free_bytes.has_value());
+  EXPECT_EQ(topology.nodes[1].distances, (std::map<int, int>{{0, 31}, {2, 32}, {5, 10}}));
+}
+
+TEST(TopologyTest, WhatContradictsItselfIsUnknown) {
+  FakeTree tree;
+  WriteTree(ReadRecordedTree("cxl-6.12"), tree);
+  tree.Write("sys/devices/system/node/has_cpu", "1\n");
+  tree.Write("sys/devices/system/node/node0/meminfo", "Node 0 MemTotal: 1000 kB\nNode 0 MemFree: 1001 kB\n");
+  tree.Write("sys/devices/system/node/node0/distance", "20 10\n");
+  tree.Write("sys/devices/virtual/memory_tiering/memory_tier5/nodelist", "0\n");
+  const Topology topology = ReadTopology(tree.roots());
+  for (const MemoryNode& node : topology.nodes) EXPECT_EQ(node.has_cpus, NodeCpus::kUnknown) << node.id;
+  const MemoryNode& node = topology.nodes.at(0);
+  EXPECT_EQ(node.kind, kUnknown);
+  EXPECT_FALSE(node.total_bytes.has_value());
+  EXPECT_FALSE(node.free_bytes.has_value());
+  EXPECT_TRUE(node.distances.empty());
+  EXPECT_FALSE(node.kernel_tier.has_value());
+}
+
+TEST(TopologyTest, AccessesFromCpusCountBeforeAccessesFromAnyDevice) {
+  FakeTree tree;
+  WriteTree(ReadRecordedTree("cxl-6.12"), tree);
+  const std::string access = "sys/devices/system/node/node1/access";
+  tree.Write(access + "0/initiators/read_bandwidth", "900000\n");  // a GPU's own view of the node
+  EXPECT_EQ(ReadTopology(tree.roots()).nodes[1].performance.read_megabytes_per_second, 25600);
+  tree.Remove(access + "1");
+  EXPECT_EQ(ReadTopology(tree.roots()).nodes[1].performance.read_megabytes_per_second, 900000);
+  EXPECT_TRUE(absl::StrContains(ReadTopology(tree.roots()).nodes[1].performance.source, "access0/"));
+}
+
+TEST(TopologyTest, GpusAndTheirNodes) {
+  FakeTree tree;
+  const auto device = [&tree](const std::string& address, const std::string& pci_class, const std::string& node) {
+    tree.Write("sys/bus/pci/devices/" + address + "/class", pci_class + "\n");
+    tree.Write("sys/bus/pci/devices/" + address + "/vendor", "0x10de\n");
+    tree.Write("sys/bus/pci/devices/" + address + "/device", "0x2330\n");
+    tree.Write("sys/bus/pci/devices/" + address + "/numa_node", node + "\n");
+  };
+  device("0000:01:00.0", "0x020000", "0");  // a network card
+  device("0000:18:00.0", "0x030200", "1");
+  device("0000:2a:00.0", "0x030000", "-1");
+  device("0000:3a:00.0", "garbage", "1");
+  const Topology topology = ReadTopology(tree.roots());
+  ASSERT_EQ(topology.gpus.size(), 2u);
+  EXPECT_EQ(topology.gpus[0].address, "0000:18:00.0");
+  EXPECT_EQ(topology.gpus[0].vendor, "0x10de");
+  EXPECT_EQ(topology.gpus[0].device, "0x2330");
+  EXPECT_EQ(topology.gpus[0].node, 1);
+  EXPECT_FALSE(topology.gpus[1].node.has_value()) << "firmware does not tell";
+}
+
+TEST(TopologyTest, TheOperatorsWordIsShown) {
+  FakeTree tree;
+  WriteTree(ReadRecordedTree("nohmat-6.1"), tree);
+  const absl::StatusOr<Topology> topology = ReadTopology(tree.roots(), "1:cxl");
+  ASSERT_TRUE(topology.ok()) << topology.status();
+  EXPECT_EQ(topology->nodes[0].kind, kDram);
+  EXPECT_EQ(topology->nodes[1].kind, kCxl);
+  EXPECT_EQ(topology->nodes[1].kind_why, "set by the operator");
+  EXPECT_EQ(ReadTopology(tree.roots(), "1:fast").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ReadTopology(tree.roots(), "2:cxl").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ReadTopology(tree.roots(), "")->nodes[1].kind, kUnknown);
+}
+
+TEST(TopologyTest, TheModeOfHugePagesStandsInBrackets) {
+  FakeTree tree;
+  const auto mode = [&tree](const std::string& modes) {
+    tree.Write("sys/kernel/mm/transparent_hugepage/enabled", modes);
+    return ReadTopology(tree.roots()).transparent_huge_pages;
+  };
+  EXPECT_EQ(mode("[always] madvise never\n"), TransparentHugePages::kAlways);
+  EXPECT_EQ(mode("always [madvise] never\n"), TransparentHugePages::kMadvise);
+  EXPECT_EQ(mode("always madvise [never]\n"), TransparentHugePages::kNever);
+  EXPECT_EQ(mode("always madvise never\n"), TransparentHugePages::kUnknown);
 }
 
 TEST(TopologyTest, WithoutNodesNothingIsKnown) {
@@ -35,10 +287,13 @@ TEST(TopologyTest, WithoutNodesNothingIsKnown) {
   EXPECT_TRUE(ReadTopology(tree.roots()).nodes.empty());
   tree.Write("sys/devices/system/node/has_memory", "\x01garbage-");
   EXPECT_TRUE(ReadTopology(tree.roots()).nodes.empty());
-  tree.Write("sys/devices/system/node/has_memory", "0\n");
-  tree.Write("sys/devices/system/node/has_cpu", "zero\n");
-  ASSERT_EQ(ReadTopology(tree.roots()).nodes.size(), 1u);
-  EXPECT_EQ(ReadTopology(tree.roots()).nodes[0].kind, MemoryKind::kUnknown) << "unknown CPUs prove nothing";
+}
+
+TEST(TopologyTest, ThisMachineIsRead) {
+  const Topology topology = ReadTopology();
+  if (topology.nodes.empty()) GTEST_SKIP() << "sysfs lists no memory nodes here";
+  EXPECT_TRUE(topology.machine_total_bytes.has_value());
+  for (const MemoryNode& node : topology.nodes) EXPECT_FALSE(node.kind_why.empty()) << node.id;
 }
 
 TEST(TopologyTest, EveryKindHasAName) {
