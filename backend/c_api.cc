@@ -1,6 +1,7 @@
 // The C ABI over PagedAttentionBackend: checks arguments, turns statuses into codes, lets no exception out.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -11,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "backend/hybridgen.h"
 #include "backend/paged_attention_backend.h"
+#include "backend/topology_json.h"
 #include "kernels/cpu_features.h"
 #include "kernels/kernel_table.h"
 
@@ -61,6 +63,21 @@ hg_status Finish(const absl::Status& status) { return status.ok() ? HG_OK : Fail
 
 absl::Status Null(const char* call, const char* field) {
   return absl::InvalidArgumentError(absl::StrCat(call, ": ", field, " is null; accepted: a valid pointer"));
+}
+
+absl::Status CheckBuffer(const char* call, const char* buffer, size_t capacity, const size_t* needed) {
+  if (needed == nullptr) return Null(call, "needed");
+  if (buffer == nullptr && capacity > 0) return Null(call, "buffer");
+  return absl::OkStatus();
+}
+
+// As much of the text as fits, terminated; *needed is what it takes.
+void CopyText(const std::string& text, char* buffer, size_t capacity, size_t* needed) {
+  *needed = text.size() + 1;
+  if (capacity == 0) return;
+  const size_t copied = std::min(text.size(), capacity - 1);
+  std::memcpy(buffer, text.data(), copied);
+  buffer[copied] = '\0';
 }
 
 // A struct of an older caller is shorter and of a newer one longer; at least everything up to `least` must be there.
@@ -365,15 +382,20 @@ hg_status hg_backend_forward(hg_backend* backend, hg_plan* plan, int32_t layer, 
 
 hg_status hg_backend_stats_json(hg_backend* backend, char* buffer, size_t capacity, size_t* needed) {
   return WithBackend("statistics", backend, [&](PagedAttentionBackend& impl) -> absl::Status {
-    if (needed == nullptr) return Null("statistics", "needed");
-    if (buffer == nullptr && capacity > 0) return Null("statistics", "buffer");
-    const std::string json = impl.StatisticsJson();
-    *needed = json.size() + 1;
-    if (capacity > 0) {
-      const size_t copied = std::min(json.size(), capacity - 1);
-      std::memcpy(buffer, json.data(), copied);
-      buffer[copied] = '\0';
-    }
+    if (absl::Status status = CheckBuffer("statistics", buffer, capacity, needed); !status.ok()) return status;
+    CopyText(impl.StatisticsJson(), buffer, capacity, needed);
+    return absl::OkStatus();
+  });
+}
+
+hg_status hg_topology_json(const char* root, const char* override_kinds, char* buffer, size_t capacity,
+                           size_t* needed) {
+  return Guard("memory topology", [&]() -> absl::Status {
+    if (absl::Status status = CheckBuffer("memory topology", buffer, capacity, needed); !status.ok()) return status;
+    const absl::StatusOr<std::string> json =
+        hybridgen::TopologyJson(root == nullptr ? "" : root, override_kinds == nullptr ? "" : override_kinds);
+    if (!json.ok()) return json.status();
+    CopyText(*json, buffer, capacity, needed);
     return absl::OkStatus();
   });
 }

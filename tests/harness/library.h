@@ -26,6 +26,7 @@ struct Library {
   decltype(&::hg_backend_forward) backend_forward;
   decltype(&::hg_backend_stats_json) backend_stats_json;
   decltype(&::hg_backend_set_streaming_share) backend_set_streaming_share;
+  decltype(&::hg_topology_json) topology_json;
 
   // The status of a call with this thread's message.
   absl::Status ToStatus(hg_status status) const;
