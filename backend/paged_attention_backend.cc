@@ -16,6 +16,7 @@
 #include "backend/pool_executor.h"
 #include "backend/statistics.h"
 #include "kernels/kernel_table.h"
+#include "memory/memory_budget.h"
 #include "memory/placement.h"
 #include "scheduler/step_knobs.h"
 
@@ -28,6 +29,9 @@ double SecondsSince(Clock::time_point start) { return std::chrono::duration<doub
 
 // Bytes of KV that one step may publish or recall: bounds the mover to about one step's worth of a prefill chunk.
 constexpr int64_t kCopyBytesPerStep = 64 << 20;
+// Bounds with which addresses of a tensor cannot overflow.
+constexpr int64_t kMaxBlocks = int64_t{1} << 30;
+constexpr int64_t kMaxStride = int64_t{1} << 30;  // elements
 // Share of the device tier that is kept free or evictable without a copy.
 constexpr int kWatermarkDivisor = 4;
 
@@ -81,6 +85,15 @@ absl::Status Validate(const BackendOptions& o) {
         "identity binding");
   }
   return absl::OkStatus();
+}
+
+// A tier larger than what may be reserved is refused even where the engine would use less of it: the size is a mistake.
+absl::Status CheckTierFits(const char* field, int64_t bytes, int node) {
+  const MemoryBudget budget = ReadMemoryBudget(node);
+  if (!budget.bytes.has_value() || bytes <= *budget.bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("bind tiered: ", field, " is ", bytes, "; accepted: 0 to ",
+                                                   *budget.bytes, ", which is what may be reserved now (limited by ",
+                                                   budget.limited_by, ")"));
 }
 
 int UsableCpus() {
@@ -330,14 +343,16 @@ absl::Status BackendImpl::BindIdentity(const IdentityPool& pool) {
                                                    static_cast<int>(layers_.size()) - 1));
   }
   if (pool.data == nullptr) return absl::InvalidArgumentError("bind identity: data is null; accepted: the KV tensor");
-  if (pool.num_blocks < 1) {
+  if (pool.num_blocks < 1 || pool.num_blocks > kMaxBlocks) {
     return absl::InvalidArgumentError(
-        absl::StrCat("bind identity: num_blocks is ", pool.num_blocks, "; accepted: 1 or more"));
+        absl::StrCat("bind identity: num_blocks is ", pool.num_blocks, "; accepted: 1 to ", kMaxBlocks));
   }
-  if (pool.block_stride < 1 || pool.head_stride < 1 || pool.token_stride < 2 * o_.head_size) {
+  const int64_t least_token_stride = 2 * o_.head_size;
+  if (pool.block_stride < 1 || pool.head_stride < 1 || pool.token_stride < least_token_stride ||
+      std::max({pool.block_stride, pool.head_stride, pool.token_stride}) > kMaxStride) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "bind identity: strides (block ", pool.block_stride, ", head ", pool.head_stride, ", token ", pool.token_stride,
-        ") are too small; accepted: positive, token stride at least 2 * head_size = ", 2 * o_.head_size));
+        "bind identity: strides are block ", pool.block_stride, ", head ", pool.head_stride, ", token ",
+        pool.token_stride, "; accepted: 1 to ", kMaxStride, ", for tokens from 2 * head_size = ", least_token_stride));
   }
   Layer& layer = layers_[pool.layer];
   LayerPages& pages = layer.pages;
@@ -369,7 +384,6 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
     return absl::InvalidArgumentError(absl::StrCat("bind tiered: ", pool.data.size(), " regions for ", layers_.size(),
                                                    " layers; accepted: one region for each added layer"));
   }
-  constexpr int64_t kMaxBlocks = int64_t{1} << 30;
   if (pool.num_blocks < 2 || pool.num_blocks > kMaxBlocks) {
     return absl::InvalidArgumentError(
         absl::StrCat("bind tiered: num_blocks is ", pool.num_blocks, "; accepted: 2 to ", kMaxBlocks));
@@ -384,6 +398,11 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
           absl::StrCat("bind tiered: data[", i, "] is null; accepted: the layer's region"));
     }
     if (std::find(stored.begin(), stored.end(), pool.data[i]) == stored.end()) stored.push_back(pool.data[i]);
+  }
+
+  for (const absl::Status& status : {CheckTierFits("dram_bytes", o_.dram_bytes, o_.dram_node),
+                                     CheckTierFits("cxl_bytes", o_.cxl_bytes, o_.cxl_node)}) {
+    if (!status.ok()) return status;
   }
 
   const int64_t element = DTypeSize(o_.dtype);

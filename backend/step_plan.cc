@@ -107,6 +107,10 @@ void SplitWork(const SplitOptions& options, StepPlan& plan) {
     } else {
       cpu[i] = {sequence.pool_pages, sequence.host_pages};
     }
+    if (sequence.query_len == 0) {  // nothing to answer: no items
+      device[i] = cpu[i] = {};
+      continue;
+    }
     device[i].tokens = TokensIn(plan, device[i].pool) + TokensIn(plan, device[i].host);
     cpu[i].tokens = TokensIn(plan, cpu[i].pool) + TokensIn(plan, cpu[i].host);
     const int64_t tiles = NumTiles(ChooseTiling(options, sequence), options, sequence);
@@ -127,6 +131,7 @@ void SplitWork(const SplitOptions& options, StepPlan& plan) {
     choose_splits(device[i], device_work, options.device_workers);
     choose_splits(cpu[i], cpu_work, options.cpu_workers);
     const int32_t splits = device[i].splits + cpu[i].splits;
+    if (splits == 0) continue;
     // The CPU side of a device's call always hands over partials: the output lies with the device.
     const bool complete = splits == 1 && (options.device_workers == 0 || cpu[i].splits == 0);
     const int32_t first_row = complete ? -1 : plan.partial_rows;

@@ -134,6 +134,17 @@ TEST(StepPlanTest, ALongDecodeIsSplitForAllWorkersAndAShortOneIsNot) {
   EXPECT_TRUE(plan.merges.empty());
 }
 
+TEST(StepPlanTest, SequencesWithoutQueryTokensOrPagesGiveNoItems) {
+  SplitOptions options;
+  options.cpu_workers = 2;
+  StepPlan plan;
+  AddSequence(0, 4, 0, 4, plan);
+  AddSequence(0, 0, 0, 0, plan);
+  SplitWork(options, plan);
+  EXPECT_TRUE(plan.cpu_items.empty());
+  EXPECT_TRUE(plan.merges.empty());
+}
+
 TEST(StepPlanTest, HostPartialsAreMergedByTheDeviceEvenWhenTheyAreAll) {
   SplitOptions options;
   options.device_workers = 1;

@@ -28,7 +28,7 @@ absl::Status AddSequences(const StepBatch& batch, StepPlan& plan) {
                                                      batch.query_start[i + 1], " at sequence ", i,
                                                      "; accepted: never falling"));
     }
-    if (query_len > sequence.seq_len) {
+    if (sequence.seq_len < 0 || query_len > sequence.seq_len) {
       return absl::InvalidArgumentError(absl::StrCat("plan step: sequence ", i, " has ", query_len,
                                                      " query tokens but seq_len ", sequence.seq_len,
                                                      "; accepted: query tokens <= seq_len"));
@@ -47,7 +47,9 @@ int32_t FirstBlock(const PlanSequence& sequence, int32_t widest_window, int bloc
   return std::max(0, sequence.seq_len - sequence.query_len + 1 - widest_window) / block_size;
 }
 
-int32_t BlocksOf(int32_t tokens, int block_size) { return (tokens + block_size - 1) / block_size; }
+int32_t BlocksOf(int32_t tokens, int block_size) {
+  return static_cast<int32_t>((static_cast<int64_t>(tokens) + block_size - 1) / block_size);
+}
 
 absl::Status CheckTableLength(size_t sequence, int32_t blocks, int64_t entries) {
   if (blocks <= entries) return absl::OkStatus();
@@ -91,7 +93,14 @@ class IdentityPlanner final : public StepPlanner {
       sequence.pool_pages.end = static_cast<int32_t>(plan.pages.size());
       if (!batch.has_slot_mapping) AddWrites(sequence, table, plan);
     }
-    if (batch.has_slot_mapping) AddSlots(batch.slot_mapping, plan);
+    if (batch.has_slot_mapping) {
+      if (static_cast<int64_t>(batch.slot_mapping.size()) < plan.num_tokens) {
+        return absl::InvalidArgumentError(absl::StrCat("plan step: slot_mapping has ", batch.slot_mapping.size(),
+                                                       " slots; accepted: one for each of the ", plan.num_tokens,
+                                                       " query tokens, or more"));
+      }
+      AddSlots(batch.slot_mapping.first(plan.num_tokens), plan);
+    }
     SplitWork(limits.split, plan);
     return absl::OkStatus();
   }
@@ -144,7 +153,7 @@ class TieredPlanner final : public StepPlanner {
     plan.Clear();
     plan.window_tokens = limits.widest_window;
     if (absl::Status status = AddSequences(batch, plan); !status.ok()) return status;
-    if (absl::Status status = FindTables(batch, plan); !status.ok()) return status;
+    if (absl::Status status = FindTables(batch, limits, plan); !status.ok()) return status;
 
     // Between steps: every layer of the last one has completed, so its blocks hold all their bytes.
     o_.blocks->RetireThrough(last_step_);
@@ -172,7 +181,8 @@ class TieredPlanner final : public StepPlanner {
   }
 
  private:
-  absl::Status FindTables(const StepBatch& batch, const StepPlan& plan) {
+  // Checks every table entry that the step looks at, before any block changes.
+  absl::Status FindTables(const StepBatch& batch, const LayerLimits& limits, StepPlan& plan) {
     tables_.clear();
     for (size_t i = 0; i < plan.sequences.size(); ++i) {
       absl::Span<const int32_t> table;
@@ -189,6 +199,10 @@ class TieredPlanner final : public StepPlanner {
       const int32_t blocks = BlocksOf(plan.sequences[i].seq_len, o_.block_size);
       if (absl::Status status = CheckTableLength(i, blocks, table.size()); !status.ok()) return status;
       tables_.push_back(table.first(blocks));
+      for (int32_t b = FirstBlock(plan.sequences[i], limits.widest_window, o_.block_size); b < blocks; ++b) {
+        if (table[b] < 0 || table[b] >= o_.num_blocks) return BadBlock(i, b, table[b], o_.num_blocks);
+        plan.max_block = std::max<int64_t>(plan.max_block, table[b]);
+      }
     }
     return absl::OkStatus();
   }
@@ -238,8 +252,6 @@ class TieredPlanner final : public StepPlanner {
     const int32_t offset = begin - b * o_.block_size;
     const int32_t count = std::min((b + 1) * o_.block_size, sequence.seq_len) - begin;
     const int32_t block = tables_[index][b];
-    if (block < 0 || block >= o_.num_blocks) return BadBlock(index, b, block, o_.num_blocks);
-    plan.max_block = std::max<int64_t>(plan.max_block, block);
     if (offset > 0 && CopyReadsHost(block)) {
       if (absl::Status status = DrainCopies(); !status.ok()) return status;
     }
@@ -279,7 +291,6 @@ class TieredPlanner final : public StepPlanner {
     sequence.pool_pages.begin = static_cast<int32_t>(plan.pages.size());
     for (int32_t b = FirstBlock(sequence, limits.widest_window, o_.block_size); b < blocks; ++b) {
       const int32_t block = tables_[index][b];
-      if (block < 0 || block >= o_.num_blocks) return BadBlock(index, b, block, o_.num_blocks);
       absl::StatusOr<Residency> at = o_.blocks->Resolve(block, b, sequence.seq_len);
       if (!at.ok()) return at.status();
       PlanPage page;
