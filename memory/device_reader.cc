@@ -91,10 +91,10 @@ void TraceRegions(const std::vector<int64_t>& blocks, int64_t block_bytes, const
              (block + 1) * block_bytes <= end;
     });
     if (inside == 0) continue;
-    node.provenance.push_back(
-        {ProvenanceSource::kCxlRegion, region.kind, inside * block_bytes,
-         absl::StrCat(inside, " of its ", blocks.size(), " memory blocks lie inside CXL ", region.name,
-                      region.kind == MemoryKind::kUnknown ? ", whose mode cannot be read" : "")});
+    node.provenance.push_back({ProvenanceSource::kCxlRegion, region.kind, inside * block_bytes,
+                               absl::StrCat(inside, " of its ", blocks.size(), " memory blocks lie inside CXL ",
+                                            region.name, " (", region.directory, "/resource)",
+                                            region.kind == MemoryKind::kUnknown ? ", whose mode cannot be read" : "")});
   }
 }
 
@@ -129,12 +129,13 @@ std::vector<CxlRegion> ReadCxlRegions(const SystemRoots& roots) {
     if (!NumberAfter("region", name)) continue;
     CxlRegion region;
     region.name = name;
+    region.directory = directory + name;
     const std::string mode =
-        std::string(absl::StripAsciiWhitespace(ReadSystemFile(directory + name + "/mode").value_or("")));
+        std::string(absl::StripAsciiWhitespace(ReadSystemFile(region.directory + "/mode").value_or("")));
     if (mode == "ram") region.kind = MemoryKind::kCxl;
     if (mode == "pmem") region.kind = MemoryKind::kPersistent;
-    region.start = ReadHex(directory + name + "/resource");
-    region.bytes = ReadHex(directory + name + "/size");
+    region.start = ReadHex(region.directory + "/resource");
+    region.bytes = ReadHex(region.directory + "/size");
     regions.push_back(std::move(region));
   }
   return regions;

@@ -88,6 +88,7 @@ struct DaxDevice {
 
 struct CxlRegion {
   std::string name;
+  std::string directory;                   // in sysfs
   MemoryKind kind = MemoryKind::kUnknown;  // kCxl or kPersistent; kUnknown: its mode cannot be read
   std::optional<int64_t> start;            // physical address
   std::optional<int64_t> bytes;

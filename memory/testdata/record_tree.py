@@ -1,7 +1,7 @@
 """Records what the topology reader looks at, as one small text file: record_tree.py [ROOT] > NAME.tree
 
 ROOT holds `sys` and `proc`; by default the running machine. A line is `path = content` with \\n for a line feed, or
-`path -> target` for a symbolic link. Run as root: some files of CXL regions are readable by root only.
+`path -> target` for a symbolic link.
 """
 
 import pathlib
