@@ -30,6 +30,27 @@ void Check(hg_status status) {
   if (status != HG_OK) Raise(status, hg_last_error());
 }
 
+// The text of a function that fills a buffer and tells how much it needs, which may grow between calls.
+template <typename Fill>
+std::string ReadText(const Fill& fill) {
+  size_t needed = 0;
+  Check(fill(nullptr, 0, &needed));
+  std::string text;
+  do {
+    text.resize(needed);
+    Check(fill(text.data(), text.size(), &needed));
+  } while (needed > text.size());
+  text.resize(needed - 1);
+  return text;
+}
+
+std::string TopologyJson(const std::optional<std::string>& root, const std::optional<std::string>& override_kinds) {
+  return ReadText([&](char* buffer, size_t capacity, size_t* needed) {
+    return hg_topology_json(root ? root->c_str() : nullptr, override_kinds ? override_kinds->c_str() : nullptr, buffer,
+                            capacity, needed);
+  });
+}
+
 struct Name {
   const char* name;
   int32_t value;
@@ -235,15 +256,9 @@ class Backend {
 
   std::string Stats() {
     const Use use(this);
-    size_t needed = 0;
-    Check(hg_backend_stats_json(backend_, nullptr, 0, &needed));
-    std::string text;
-    do {
-      text.resize(needed);
-      Check(hg_backend_stats_json(backend_, text.data(), text.size(), &needed));
-    } while (needed > text.size());
-    text.resize(needed - 1);
-    return text;
+    return ReadText([this](char* buffer, size_t capacity, size_t* needed) {
+      return hg_backend_stats_json(backend_, buffer, capacity, needed);
+    });
   }
 
   void SetStreamingShare(double share) {
@@ -335,6 +350,10 @@ PYBIND11_MODULE(_core, module) {
   }
   module.def("abi_version", &hg_abi_version);
   module.def("build_info", &hg_build_info, "Library version, CPU features, kernel rows.");
+  module.def(
+      "topology_json", &TopologyJson, py::arg("root") = py::none(), py::arg("override") = py::none(),
+      "Memory nodes, memory devices and GPUs as JSON. root: a directory that holds sys and proc; override: kinds "
+      "such as '2:cxl,3:hbm'.");
 
   py::class_<Plan>(module, "Plan", "Memory of one planned step, filled by Backend.plan_step.").def(py::init<>());
 

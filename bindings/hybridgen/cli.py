@@ -1,4 +1,4 @@
-"""The command `hybridgen`: what is installed, what a run's statistics say, and a demonstration."""
+"""The command `hybridgen`: what is installed, the memory found, what a run's statistics say, and a demonstration."""
 
 import pathlib
 from typing import Annotated
@@ -48,6 +48,48 @@ def stats(
         raise typer.BadParameter(str(error)) from None
     title = f"{statistics['device_kind']} device kind, {statistics['binding']} binding, process {statistics['pid']}"
     _console.print(report.tier_table(statistics, title))
+
+
+@app.command()
+def topology(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON (docs/topology.md).")] = False,
+    override: Annotated[
+        str | None, typer.Option(envvar="HYBRIDGEN_TOPOLOGY", help="What nodes are, if you know better: 2:cxl,3:hbm")
+    ] = None,
+    root: Annotated[
+        pathlib.Path | None, typer.Option(help="A directory that holds sys and proc; default: this machine.")
+    ] = None,
+) -> None:
+    """Memory nodes, memory devices and GPUs, and how each was recognised. Measures nothing."""
+    import json
+
+    from hybridgen import _core, errors
+    from hybridgen import topology as tables
+    from hybridgen.config import format_size
+
+    try:
+        text = _core.topology_json(root=None if root is None else str(root), override=override)
+    except errors.InvalidArgument as error:
+        raise typer.BadParameter(str(error)) from None
+    if as_json:
+        typer.echo(text)
+        return
+    found = json.loads(text)
+    machine = found["machine"]
+    if machine["total_bytes"] is not None and machine["available_bytes"] is not None:
+        _console.print(
+            f"machine: {format_size(machine['available_bytes'])} available of {format_size(machine['total_bytes'])}, "
+            f"transparent huge pages: {machine['transparent_huge_pages']}",
+            highlight=False,
+        )
+    if found["nodes"]:
+        _console.print(tables.node_table(found))
+    else:
+        _console.print("the kernel lists no memory nodes")
+    for table in tables.device_tables(found):
+        _console.print(table)
+    if hint := tables.hint(found):
+        _console.print(hint, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -16,8 +16,9 @@ AUTO = "auto"
 KEY = "hybridgen"  # of additional_config: the user's overrides
 RESOLVED_KEY = "hybridgen_resolved"  # of additional_config: what the front end decided, for every other process
 
-# Variables of the build, the scripts and the tests, which may be exported in the same shell; nothing here reads them.
-_FOREIGN_VARIABLES = frozenset({"HYBRIDGEN_PYTHON", "HYBRIDGEN_VENV"})
+# Variables of the build, the scripts, the tests and `hybridgen topology`, which may be exported in the same shell;
+# nothing here reads them.
+_FOREIGN_VARIABLES = frozenset({"HYBRIDGEN_PYTHON", "HYBRIDGEN_VENV", "HYBRIDGEN_TOPOLOGY"})
 _FOREIGN_PREFIX = "HYBRIDGEN_TEST_"
 
 _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -1,0 +1,100 @@
+"""`hybridgen topology` and _core.topology_json over trees made here; what is unknown is shown as such."""
+
+import json
+import pathlib
+
+import pytest
+from typer.testing import CliRunner
+
+from hybridgen import _core, cli, config, errors, topology
+
+NODE = "sys/devices/system/node/"
+FILES = {
+    "proc/meminfo": "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n",
+    NODE + "online": "0-2\n",
+    NODE + "has_memory": "0-2\n",
+    NODE + "has_normal_memory": "0-1\n",
+    NODE + "has_cpu": "0\n",
+    NODE + "node0/cpulist": "0-3,8\n",
+    NODE + "node0/meminfo": "Node 0 MemTotal: 4194304 kB\nNode 0 MemFree: 1048576 kB\n",
+    NODE + "node0/access1/initiators/read_bandwidth": "204800\n",
+    NODE + "node0/access1/initiators/read_latency": "100\n",
+    NODE + "node1/cpulist": "\n",
+    NODE + "node1/access1/initiators/read_bandwidth": "819200\n",
+    NODE + "node2/cpulist": "\n",
+    "sys/bus/dax/devices/dax3.0/target_node": "2\n",
+    "sys/bus/pci/devices/0000:18:00.0/class": "0x030200\n",
+    "sys/bus/pci/devices/0000:18:00.0/vendor": "0x10de\n",
+    "sys/bus/pci/devices/0000:18:00.0/device": "0x2330\n",
+    "sys/bus/pci/devices/0000:18:00.0/numa_node": "0\n",
+}
+
+
+@pytest.fixture
+def root(tmp_path: pathlib.Path) -> pathlib.Path:
+    for name, content in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return tmp_path
+
+
+def invoke(*arguments: str, **environment: str):
+    return CliRunner().invoke(cli.app, ["topology", *arguments], env={"COLUMNS": "200", **environment})
+
+
+def test_json_tells_kinds_and_null_for_unknown(root):
+    found = json.loads(_core.topology_json(root=str(root)))
+    assert [node["kind"] for node in found["nodes"]] == ["dram", "hbm", "unknown"]
+    assert found["nodes"][2]["total_bytes"] is None
+    assert [node["movable_only"] for node in found["nodes"]] == [False, False, True]
+    assert found["dax_devices"][0]["use"] == "unknown"
+    assert found["gpus"] == [{"address": "0000:18:00.0", "vendor": "0x10de", "device": "0x2330", "node": 0}]
+    assert json.loads(_core.topology_json(str(root), "2:cxl"))["nodes"][2]["kind"] == "cxl"
+
+
+def test_wrong_arguments_are_exceptions_that_say_what_is_accepted(root):
+    with pytest.raises(errors.InvalidArgument, match="'2:tape'.*accepted: NODE:KIND"):
+        _core.topology_json(str(root), "2:tape")
+    with pytest.raises(errors.InvalidArgument, match="node 7 is named but has no memory; accepted: nodes 0, 1, 2"):
+        _core.topology_json(str(root), "7:cxl")
+    with pytest.raises(errors.InvalidArgument, match="root is '/nonexistent'"):
+        _core.topology_json("/nonexistent")
+
+
+def test_command_prints_tables(root):
+    result = invoke("--root", str(root))
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0].startswith("machine: 4.0 GiB available of 8.0 GiB")
+    row = next(line for line in lines if "0-3,8" in line)
+    for cell in ("dram", "similar", "1.0 GiB / 4.0 GiB", "204.8 GB/s, 100 ns"):
+        assert cell in row
+    assert any("hbm" in line and "faster" in line and "819.2 GB/s" in line for line in lines)
+    assert any("unknown" in line and "? / ?" in line and "none" in line for line in lines)
+    assert "movable only" in result.output
+    assert any("/dev/dax3.0" in line for line in lines)
+    assert any("0000:18:00.0" in line and "0x10de:0x2330" in line for line in lines)
+    assert lines[-1].endswith("HYBRIDGEN_TOPOLOGY=2:cxl")
+    assert "HYBRIDGEN_TOPOLOGY" not in invoke("--root", str(root), "--override", "2:persistent").output
+
+
+def test_command_prints_json_and_takes_the_override_of_the_environment(root):
+    result = invoke("--json", "--root", str(root), HYBRIDGEN_TOPOLOGY="2:cxl")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["nodes"][2]["kind_evidence"] == "set by the operator"
+    assert invoke("--root", str(root), "--override", "x").exit_code == 2
+
+
+def test_command_on_this_machine():
+    result = invoke()
+    assert result.exit_code == 0, result.output
+
+
+def test_the_engines_settings_ignore_the_variable():
+    assert config.load({"HYBRIDGEN_TOPOLOGY": "2:cxl"}) == config.load({})
+
+
+@pytest.mark.parametrize("ids, text", [(None, "?"), ([], "none"), ([3], "3"), ([0, 1, 2, 5, 7, 8], "0-2,5,7-8")])
+def test_cpu_lists_are_short(ids, text):
+    assert topology._ranges(ids) == text
