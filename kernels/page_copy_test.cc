@@ -152,7 +152,14 @@ TEST(WriteKvTest, WritesExactlyTheTokensNamed) {
   ForEachGeometry([](const PageGeometry& g) {
     SCOPED_TRACE(testing::Message() << DTypeName(g.dtype) << " head_size " << g.head_size << " page_tokens "
                                     << g.page_tokens << " format " << static_cast<int>(g.format));
-    for (const auto& [offset, count] : {std::pair{0, 1}, {3, 1}, {4, 5}, {0, g.page_tokens}, {g.page_tokens - 1, 1}}) {
+    // Single tokens, parts of 16-token groups, whole groups, and both together.
+    for (const auto& [offset, count] : {std::pair{0, 1},
+                                        {3, 1},
+                                        {4, 5},
+                                        {0, g.page_tokens},
+                                        {0, g.page_tokens - 1},
+                                        {3, g.page_tokens - 3},
+                                        {g.page_tokens - 1, 1}}) {
       Page k(g, KvRole::kKey), v(g, KvRole::kValue);
       const Tokens key(g.dtype, count, g.head_size, 1), value(g.dtype, count, g.head_size, 2);
       WriteKv(MakeWrite(k, v, key, value, offset, count));

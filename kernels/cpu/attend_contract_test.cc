@@ -1,7 +1,11 @@
 // What the attention contract says beyond plain cases: splits, mixed formats, odd ranges, non-finite numbers, equal
 // bits on repetition, agreement of ISA levels, and random cases.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -261,6 +265,62 @@ TEST_P(AttendContractTest, ANaNStaysWithTheRowsThatSeeIt) {
                   << "row " << row << " dim " << dim << " NaN at " << position << " " << c.ToString();
             }
             ASSERT_EQ(std::isnan(result.lse[row]), seen && in_key);
+          }
+        }
+      }
+    }
+  }
+}
+
+// A copy of memory that ends where the process may not read on.
+class Guarded {
+ public:
+  Guarded(uint64_t from, size_t bytes) {
+    const size_t page = sysconf(_SC_PAGESIZE);
+    const size_t whole = (bytes + page - 1) / page * page;
+    size_ = whole + page;
+    map_ = static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (map_ == MAP_FAILED || mprotect(map_ + whole, page, PROT_NONE) != 0) std::abort();
+    begin_ = map_ + whole - bytes;
+    std::memcpy(begin_, reinterpret_cast<const void*>(from), bytes);
+  }
+  ~Guarded() { munmap(map_, size_); }
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+  uint64_t address() const { return reinterpret_cast<uint64_t>(begin_); }
+
+ private:
+  char* map_;
+  char* begin_;
+  size_t size_;
+};
+
+// Strided tokens that do not exist are not read: another thread may be writing them, or the tensor ends there. Few rows
+// (K read as it lies) and many (K transposed).
+TEST_P(AttendContractTest, NothingBehindTheLastStridedTokenIsRead) {
+  for (DType dtype : kDTypes) {
+    for (int length : {1, 2, 7, 15}) {
+      for (int group : {1, 3, 8, 12}) {
+        for (int head_size : {8, 16, 24}) {
+          AttendCase c;
+          c.dtype = dtype;
+          c.format = PageFormat::kStrided;
+          c.length = length;
+          c.group = group;
+          c.head_size = head_size;
+          AttendData data(c);
+          const PageGeometry& g = data.geometry();
+          KvPage page = data.pages()[0];
+          const auto bytes = [&](int64_t token_stride, int64_t head_stride) {
+            return ((length - 1) * token_stride + (c.kv_heads - 1) * head_stride + head_size) * DTypeSize(dtype);
+          };
+          const Guarded k(page.k, bytes(g.k_token_stride, g.k_head_stride));
+          const Guarded v(page.v, bytes(g.v_token_stride, g.v_head_stride));
+          page.k = k.address();
+          page.v = v.address();
+          for (int kv_head = 0; kv_head < c.kv_heads; ++kv_head) {
+            ExpectMatchesOracle(data, kv_head,
+                                RunSteps(kernels(), {{&data, {page}}}, kv_head, nullptr, DType::kFloat32));
           }
         }
       }
