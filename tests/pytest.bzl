@@ -2,7 +2,7 @@
 
 load("@python_headers//:python.bzl", "PYTHON")
 
-def hybridgen_pytest(name, srcs, data = [], args = [], size = "large", tags = [], **kwargs):
+def hybridgen_pytest(name, srcs, data = [], args = [], size = "large", tags = [], timeout = "eternal", **kwargs):
     """One pytest run over `srcs`, with the wheel unpacked on PYTHONPATH and the repository root importable.
 
     Args:
@@ -10,7 +10,8 @@ def hybridgen_pytest(name, srcs, data = [], args = [], size = "large", tags = []
       srcs: the test_*.py files.
       data: other files needed: conftest.py, helper modules, fixtures.
       args: further pytest options.
-      size: Bazel's size; large allows 15 minutes.
+      size: Bazel's size.
+      timeout: Bazel's timeout; minutes on an idle machine, but vLLM's spinning threads get far slower beside other work.
       tags: Bazel's tags.
       **kwargs: passed to sh_test.
     """
@@ -18,6 +19,7 @@ def hybridgen_pytest(name, srcs, data = [], args = [], size = "large", tags = []
         name = name,
         srcs = ["//tests:run_pytest.sh"],
         size = size,
+        timeout = timeout,
         args = [PYTHON, "$(location //bindings:wheel)"] + ["$(location %s)" % src for src in srcs] + args,
         data = srcs + data + ["//bindings:wheel", "@python_headers//:requirements"],
         # vLLM takes all cores and much memory: such a test runs alone.
