@@ -45,7 +45,7 @@ def tier_table(statistics: dict, title: str) -> Table:
     """Capacity, resident K and V bytes, bytes read and CPU share of every tier."""
     table = Table(title=title, title_justify="left")
     table.add_column("tier")
-    for column in ("capacity", "K resident", "V resident", "read", "read by the CPU"):
+    for column in ("capacity", "K resident", "V resident", "read", "CPU share"):
         table.add_column(column, justify="right")
     tiers = sum_tiers(statistics)
     for name in TIERS:
@@ -60,4 +60,7 @@ def tier_table(statistics: dict, title: str) -> Table:
             ),
             f"{cpu_share(tier):.0%}",
         )
+    every = {key: sum(tier[key] for tier in tiers.values()) for key in ("read_bytes", "cpu_read_bytes")}
+    table.add_section()
+    table.add_row("all", "", "", "", format_size(every["read_bytes"]), f"{cpu_share(every):.0%}")
     return table
