@@ -1,7 +1,5 @@
 #include "backend/paged_attention_backend.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -10,11 +8,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "backend/attention_worker.h"
+#include "backend/copy_sink.h"
 #include "backend/emulated_device.h"
-#include "backend/openmp_executor.h"
 #include "backend/page_copier.h"
-#include "backend/pool_executor.h"
 #include "backend/statistics.h"
+#include "kernels/cpu_features.h"
 #include "kernels/kernel_table.h"
 #include "memory/memory_budget.h"
 #include "memory/placement.h"
@@ -35,58 +33,6 @@ constexpr int64_t kMaxStride = int64_t{1} << 30;  // elements
 // Share of the device tier that is kept free or evictable without a copy.
 constexpr int kWatermarkDivisor = 4;
 
-absl::Status CheckRange(const char* field, int64_t value, int64_t low, int64_t high) {
-  if (value >= low && value <= high) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("create backend: ", field, " is ", value, "; accepted: ", low, " to ", high));
-}
-
-absl::Status Validate(const BackendOptions& o) {
-  constexpr int kMaxThreads = 4096;
-  for (const absl::Status& status : {
-           CheckRange("num_kv_heads", o.num_kv_heads, 1, 1024),
-           CheckRange("num_threads", o.num_threads, 0, kMaxThreads),
-           CheckRange("device_threads", o.device_threads, 1, kMaxThreads),
-           CheckRange("speculative_tokens", o.speculative_tokens, 0, 4096),
-           CheckRange("dram_bytes", o.dram_bytes, 0, INT64_MAX),
-           CheckRange("cxl_bytes", o.cxl_bytes, 0, INT64_MAX),
-           CheckRange("dram_node", o.dram_node, -1, 1023),
-           CheckRange("cxl_node", o.cxl_node, -1, 1023),
-       }) {
-    if (!status.ok()) return status;
-  }
-  if (o.head_size % 8 != 0 || o.head_size < 8 || (o.head_size > 256 && o.head_size != 512)) {
-    return absl::InvalidArgumentError(absl::StrCat("create backend: head_size is ", o.head_size,
-                                                   "; accepted: multiples of 8 from 8 to 256, and 512"));
-  }
-  if (o.block_size % 16 != 0 || o.block_size < 16 || o.block_size > 65536) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("create backend: block_size is ", o.block_size, "; accepted: multiples of 16 from 16 to 65536"));
-  }
-  if (!(o.streaming_share >= 0 && o.streaming_share <= 1)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("create backend: streaming_share is ", o.streaming_share, "; accepted: 0 to 1"));
-  }
-  if (!(o.device_gigabytes_per_second >= 0)) {
-    return absl::InvalidArgumentError(absl::StrCat("create backend: device_gigabytes_per_second is ",
-                                                   o.device_gigabytes_per_second, "; accepted: 0 (unpaced) or more"));
-  }
-  if (!(o.timeout > absl::ZeroDuration())) {
-    return absl::InvalidArgumentError(absl::StrCat("create backend: timeout is ", absl::FormatDuration(o.timeout),
-                                                   "; accepted: more than 0 seconds"));
-  }
-  if (o.device_kind == DeviceKind::kCuda) {
-    return absl::UnimplementedError(
-        "create backend: device_kind cuda is not part of this build; accepted: cpu, emulated");
-  }
-  if (o.binding == Binding::kTiered && o.dram_bytes == 0 && o.cxl_bytes == 0) {
-    return absl::InvalidArgumentError(
-        "create backend: dram_bytes and cxl_bytes are both 0; the tiered binding needs a host tier, or take the "
-        "identity binding");
-  }
-  return absl::OkStatus();
-}
-
 // A tier larger than what may be reserved is refused even where the engine would use less of it: the size is a mistake.
 absl::Status CheckTierFits(const char* field, int64_t bytes, int node) {
   const MemoryBudget budget = ReadMemoryBudget(node);
@@ -95,62 +41,6 @@ absl::Status CheckTierFits(const char* field, int64_t bytes, int node) {
                                                    *budget.bytes, ", which is what may be reserved now (limited by ",
                                                    budget.limited_by, ")"));
 }
-
-int UsableCpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
-}
-
-absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor(const BackendOptions& o) {
-  const bool team =
-      o.executor == ExecutorKind::kOpenMp || (o.executor == ExecutorKind::kAuto && o.device_kind == DeviceKind::kCpu);
-  if (team) {
-    absl::StatusOr<std::unique_ptr<Executor>> executor = CreateOpenMpExecutor(o.num_threads);
-    if (executor.ok() || o.executor == ExecutorKind::kOpenMp) return executor;
-  }
-  PoolExecutorOptions pool;
-  const int cpus = o.cpus.empty() ? UsableCpus() : static_cast<int>(o.cpus.size());
-  const int taken = o.device_kind == DeviceKind::kEmulated ? o.device_threads : 0;
-  pool.num_workers = o.num_threads > 0 ? o.num_threads : std::max(1, cpus - taken);
-  pool.cpus = o.cpus;
-  pool.timeout = o.timeout;
-  return CreatePoolExecutor(pool);
-}
-
-// Copies by the CPU worker's own executor, between steps: the `cpu` kind has no second processor to hide them on.
-class InlineCopies final : public CopySink {
- public:
-  InlineCopies(const PageCopier* copier, Executor* executor) : copier_(copier), executor_(executor) {}
-
-  absl::Status Start(std::vector<CopyTask> tasks) override {
-    const Clock::time_point begin = Clock::now();
-    absl::Status status = copier_->Run(tasks, *executor_);
-    seconds_ += SecondsSince(begin);
-    if (status.ok()) finished_.insert(finished_.end(), tasks.begin(), tasks.end());
-    return status;
-  }
-  std::vector<CopyTask> TakeFinished() override { return std::exchange(finished_, {}); }
-  absl::Status Drain() override { return absl::OkStatus(); }
-  double seconds() const { return seconds_; }
-
- private:
-  const PageCopier* const copier_;
-  Executor* const executor_;
-  std::vector<CopyTask> finished_;
-  double seconds_ = 0;
-};
-
-class DeviceCopies final : public CopySink {
- public:
-  explicit DeviceCopies(DeviceWorker* device) : device_(device) {}
-  absl::Status Start(std::vector<CopyTask> tasks) override { return device_->EnqueueCopies(std::move(tasks)); }
-  std::vector<CopyTask> TakeFinished() override { return device_->TakeFinishedCopies(); }
-  absl::Status Drain() override { return device_->Drain(); }
-
- private:
-  DeviceWorker* const device_;
-};
 
 class BackendImpl final : public PagedAttentionBackend {
  public:
@@ -664,7 +554,7 @@ absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> PagedAttentionBackend::Cr
     if (!wanted.ok()) return wanted.status();
     kernels = *wanted;
   }
-  absl::StatusOr<std::unique_ptr<Executor>> executor = MakeExecutor(options);
+  absl::StatusOr<std::unique_ptr<Executor>> executor = CreateExecutor(options);
   if (!executor.ok()) return executor.status();
   auto backend = std::make_unique<BackendImpl>(options, kernels, *std::move(executor));
   if (options.binding == Binding::kIdentity) {

@@ -12,41 +12,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/time/time.h"
+#include "backend/backend_options.h"
 #include "backend/layer_call.h"
 #include "backend/step_planner.h"
-#include "kernels/cpu_features.h"
-#include "kernels/dtype.h"
 
 namespace hybridgen {
-
-// Who does the device tier's work. Values are part of the C ABI.
-enum class DeviceKind : uint8_t { kCpu = 0, kEmulated = 1, kCuda = 2 };
-enum class Binding : uint8_t { kIdentity = 0, kTiered = 1 };
-enum class ExecutorKind : uint8_t { kAuto = 0, kOpenMp = 1, kPool = 2 };
-
-struct BackendOptions {
-  DeviceKind device_kind = DeviceKind::kCpu;
-  Binding binding = Binding::kIdentity;
-  ExecutorKind executor = ExecutorKind::kAuto;
-  bool isa_is_auto = true;  // else `isa`
-  Isa isa = Isa::kPortable;
-  DType dtype = DType::kFloat32;
-  int num_kv_heads = 0;
-  int head_size = 0;
-  int block_size = 0;
-  int num_threads = 0;         // CPU worker; 0: all CPUs it may use (emulated: less device_threads)
-  int device_threads = 1;      // emulated device
-  std::vector<int> cpus;       // own threads are pinned to these; empty: not pinned
-  int speculative_tokens = 0;  // draft tokens that a step may write and later reject
-  int64_t dram_bytes = 0;      // host tiers, all layers together
-  int64_t cxl_bytes = 0;
-  int dram_node = -1;
-  int cxl_node = -1;
-  double streaming_share = 0;
-  double device_gigabytes_per_second = 0;
-  absl::Duration timeout = absl::Seconds(60);
-};
 
 struct IdentityPool {
   int layer = 0;

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "backend/block_table_mirror.h"
+#include "backend/copy_sink.h"
 #include "backend/host_tiers.h"
 #include "backend/step_plan.h"
 #include "memory/block_manager.h"
@@ -47,15 +48,6 @@ class StepPlanner {
 
 // The engine's tensor is the cache: block id = page of the pool.
 std::unique_ptr<StepPlanner> CreateIdentityPlanner(int block_size);
-
-// Executes copies for the tiered planner.
-class CopySink {
- public:
-  virtual ~CopySink() = default;
-  virtual absl::Status Start(std::vector<CopyTask> tasks) = 0;
-  virtual std::vector<CopyTask> TakeFinished() = 0;
-  virtual absl::Status Drain() = 0;
-};
 
 // Block ids range over all tiers. All pointers outlive the planner. `has_device_worker`: pool pages and the streamed
 // share go to the device worker.

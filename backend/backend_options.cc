@@ -1,0 +1,90 @@
+#include "backend/backend_options.h"
+
+#include <sched.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "backend/openmp_executor.h"
+#include "backend/pool_executor.h"
+
+namespace hybridgen {
+namespace {
+
+absl::Status CheckRange(const char* field, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("create backend: ", field, " is ", value, "; accepted: ", low, " to ", high));
+}
+
+int UsableCpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
+
+}  // namespace
+
+absl::Status Validate(const BackendOptions& o) {
+  constexpr int kMaxThreads = 4096;
+  for (const absl::Status& status : {
+           CheckRange("num_kv_heads", o.num_kv_heads, 1, 1024),
+           CheckRange("num_threads", o.num_threads, 0, kMaxThreads),
+           CheckRange("device_threads", o.device_threads, 1, kMaxThreads),
+           CheckRange("speculative_tokens", o.speculative_tokens, 0, 4096),
+           CheckRange("dram_bytes", o.dram_bytes, 0, INT64_MAX),
+           CheckRange("cxl_bytes", o.cxl_bytes, 0, INT64_MAX),
+           CheckRange("dram_node", o.dram_node, -1, 1023),
+           CheckRange("cxl_node", o.cxl_node, -1, 1023),
+       }) {
+    if (!status.ok()) return status;
+  }
+  if (o.head_size % 8 != 0 || o.head_size < 8 || (o.head_size > 256 && o.head_size != 512)) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: head_size is ", o.head_size,
+                                                   "; accepted: multiples of 8 from 8 to 256, and 512"));
+  }
+  if (o.block_size % 16 != 0 || o.block_size < 16 || o.block_size > 65536) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("create backend: block_size is ", o.block_size, "; accepted: multiples of 16 from 16 to 65536"));
+  }
+  if (!(o.streaming_share >= 0 && o.streaming_share <= 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("create backend: streaming_share is ", o.streaming_share, "; accepted: 0 to 1"));
+  }
+  if (!(o.device_gigabytes_per_second >= 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: device_gigabytes_per_second is ",
+                                                   o.device_gigabytes_per_second, "; accepted: 0 (unpaced) or more"));
+  }
+  if (!(o.timeout > absl::ZeroDuration())) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: timeout is ", absl::FormatDuration(o.timeout),
+                                                   "; accepted: more than 0 seconds"));
+  }
+  if (o.device_kind == DeviceKind::kCuda) {
+    return absl::UnimplementedError(
+        "create backend: device_kind cuda is not part of this build; accepted: cpu, emulated");
+  }
+  if (o.binding == Binding::kTiered && o.dram_bytes == 0 && o.cxl_bytes == 0) {
+    return absl::InvalidArgumentError(
+        "create backend: dram_bytes and cxl_bytes are both 0; the tiered binding needs a host tier, or take the "
+        "identity binding");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(const BackendOptions& o) {
+  const bool team =
+      o.executor == ExecutorKind::kOpenMp || (o.executor == ExecutorKind::kAuto && o.device_kind == DeviceKind::kCpu);
+  if (team) {
+    absl::StatusOr<std::unique_ptr<Executor>> executor = CreateOpenMpExecutor(o.num_threads);
+    if (executor.ok() || o.executor == ExecutorKind::kOpenMp) return executor;
+  }
+  PoolExecutorOptions pool;
+  const int cpus = o.cpus.empty() ? UsableCpus() : static_cast<int>(o.cpus.size());
+  const int taken = o.device_kind == DeviceKind::kEmulated ? o.device_threads : 0;
+  pool.num_workers = o.num_threads > 0 ? o.num_threads : std::max(1, cpus - taken);
+  pool.cpus = o.cpus;
+  pool.timeout = o.timeout;
+  return CreatePoolExecutor(pool);
+}
+
+}  // namespace hybridgen
