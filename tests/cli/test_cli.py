@@ -1,0 +1,111 @@
+"""The command `hybridgen` and the tables it prints; the engines of the demonstration are replaced by their results."""
+
+import io
+import json
+
+import pytest
+from hybridgen import cli, demonstration, report
+from rich.console import Console
+from typer.testing import CliRunner
+
+_MIB = 1 << 20
+
+
+def tier(capacity, keys, values, cpu, device, emulated=False):
+    return {
+        "emulated": emulated,
+        "node": -1,
+        "capacity_bytes": capacity,
+        "resident_key_bytes": keys,
+        "resident_value_bytes": values,
+        "read_bytes": cpu + device,
+        "cpu_read_bytes": cpu,
+        "device_read_bytes": device,
+    }
+
+
+def statistics(backends=1):
+    tiers = {
+        "device": tier(4 * _MIB, _MIB, 2 * _MIB, 0, 10 * _MIB, emulated=True),
+        "dram": tier(64 * _MIB, 16 * _MIB, 15 * _MIB, 90 * _MIB, 0),
+    }
+    return {"pid": 7, "rank": 0, "device_kind": "emulated", "binding": "tiered", "backends": [{"tiers": tiers}] * backends}
+
+
+@pytest.fixture
+def statistics_file(tmp_path):
+    path = tmp_path / "statistics.json"
+    path.write_text(json.dumps(statistics()))
+    return path
+
+
+def rows(text):
+    """Cells of a printed table by the name in its first column."""
+    cells = [[cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]] for line in text.splitlines()]
+    return {row[0]: row[1:] for row in cells if row}
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, list(arguments), env={"COLUMNS": "120"})
+
+
+def test_stats_prints_every_tier(statistics_file):
+    result = invoke("stats", str(statistics_file))
+    assert result.exit_code == 0, result.output
+    assert "emulated device kind, tiered binding, process 7" in result.output
+    table = rows(result.output)
+    assert table["device (emulated)"] == ["4.0 MiB", "1.0 MiB", "2.0 MiB", "10.0 MiB", "0%"]
+    assert table["DRAM"] == ["64.0 MiB", "16.0 MiB", "15.0 MiB", "90.0 MiB", "100%"]
+    assert table["all"] == ["", "", "", "100.0 MiB", "90%"]
+
+
+def test_backends_of_a_process_are_summed():
+    assert report.sum_tiers(statistics(backends=3))["dram"]["read_bytes"] == 270 * _MIB
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"backends": []}', '{"backends": [{}]}', "7"])
+def test_stats_refuses_other_files(tmp_path, content):
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    result = invoke("stats", str(path))
+    assert result.exit_code == 2
+    assert "not a statistics file" in " ".join(result.output.split())
+
+
+def test_stats_names_a_missing_file(tmp_path):
+    result = invoke("stats", str(tmp_path / "absent.json"))
+    assert result.exit_code == 2
+    assert "cannot read" in result.output
+
+
+def test_info_prints_versions_kernels_and_settings():
+    result = invoke("info")
+    assert result.exit_code == 0, result.output
+    for word in ("0.32", "portable", "HYBRIDGEN_DRAM", "HYBRIDGEN_DEVICE_KIND"):
+        assert word in result.output
+
+
+def results(own_tokens):
+    ours = {"tokens": [1, 2, 3], "prompt_rate": 1000.0, "generated_rate": 50.0, "statistics": statistics()}
+    return {"emulated": ours, "vllm": ours | {"tokens": own_tokens}}
+
+
+@pytest.mark.parametrize(("own_tokens", "same"), [([1, 2, 3], True), ([1, 2, 4], False), ([1, 2], False)])
+def test_demonstration_says_whether_tokens_are_equal(monkeypatch, tmp_path, own_tokens, same):
+    output = io.StringIO()
+    specifications = {}
+
+    def run_engine(folder, name, log, specification):
+        specifications[name] = specification
+        return results(own_tokens)["vllm" if name == "vllm" else "emulated"]
+
+    monkeypatch.setattr(demonstration, "_run_engine", run_engine)
+    monkeypatch.setattr(demonstration, "make_model", lambda console, folder, max_tokens: tmp_path)
+    console = Console(file=output, width=100)
+    assert demonstration.run(console, tmp_path, prompt_tokens=1024, generate=8, device_share=8) is same
+    assert ("tokens equal" in output.getvalue()) is same
+    assert ("tokens differ" in output.getvalue()) is not same
+    # Both device kinds and vLLM's own backend ran, ours with a device tier of an eighth of the prompt's KV.
+    assert [s["settings"] and s["settings"]["device_kind"] for s in specifications.values()] == ["emulated", "cpu", None]
+    assert specifications["cpu"]["kv_cache_bytes"] * 8 == demonstration.kv_bytes(1024)
+    assert specifications["vllm"]["kv_cache_bytes"] > demonstration.kv_bytes(1024 + 8)
