@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds the wheel, and shows HybridGen at work in real vLLM: ./run.sh [options of hybridgen demo]
+# Installs what is missing, builds the wheel, and shows HybridGen at work in real vLLM.
+# ./run.sh [options of `hybridgen demo`]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

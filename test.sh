@@ -29,7 +29,8 @@ run_tests() {
   echo "[test] $name: $2"
   shift 2
   bazel test --keep_going --ui_event_filters=-info --noshow_loading_progress --show_progress_rate_limit=5 \
-    --show_result=0 --test_output=summary --test_summary=none --build_event_json_file="$events/$name.json" "$@" -- "${patterns[@]}" || status=$?
+    --show_result=0 --test_output=summary --test_summary=none --build_event_json_file="$events/$name.json" \
+    "$@" -- "${patterns[@]}" || status=$?
   runs+=("$name=$status=$events/$name.json")
   echo "[test] $name: done in $((SECONDS - started)) s"
 }

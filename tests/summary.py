@@ -102,7 +102,8 @@ def main(runs):
         name, exit_code, events_path = run.split("=", 2)
         counts = summarise(name, int(exit_code), events_path)
         total += counts
-        lines.append(f"  {name:6} {counts['passed']:6} passed {counts['failed']:4} failed {counts['skipped']:4} skipped")
+        columns = (f"{counts[outcome]:6} {outcome}" for outcome in ("passed", "failed", "skipped"))
+        lines.append(f"  {name:6}" + "".join(columns))
     print("\n".join(lines))
     print(f"{total['passed']} passed, {total['failed']} failed" +
           (f", {total['skipped']} skipped" if total["skipped"] else ""))

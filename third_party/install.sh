@@ -5,9 +5,9 @@
 # the environment's folder), which are not part of its wheel.
 set -euo pipefail
 
-readonly HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 readonly VENV="${HYBRIDGEN_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridgen/venv-vllm0.32}"
-readonly REQUIREMENTS="$HERE/requirements.txt"
+REQUIREMENTS="$(dirname "${BASH_SOURCE[0]}")/requirements.txt"
+readonly REQUIREMENTS
 readonly STAMP="$VENV/hybridgen-requirements"
 readonly PACKAGES=(
   bazel-bootstrap bazel-platforms bazel-rules-java bazel-rules-proto bazel-skylib g++ libabsl-dev libbenchmark-dev
@@ -95,7 +95,7 @@ install_environment() {
       install_packages python3 python3-dev python3-venv
       python="$(find_python)"
     fi
-    [[ -n "$python" ]] || die "vLLM 0.32 needs Python 3.11 to 3.14 with headers and venv; 'python3' is $(python3 -V 2>&1)"
+    [[ -n "$python" ]] || die "vLLM 0.32 needs Python 3.11 to 3.14 with headers; python3 is $(python3 -V 2>&1)"
     say "making the Python environment $VENV with $python"
     quietly "$python" -m venv "$VENV"
   fi

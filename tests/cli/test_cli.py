@@ -29,7 +29,8 @@ def statistics(backends=1):
         "device": tier(4 * _MIB, _MIB, 2 * _MIB, 0, 10 * _MIB, emulated=True),
         "dram": tier(64 * _MIB, 16 * _MIB, 15 * _MIB, 90 * _MIB, 0),
     }
-    return {"pid": 7, "rank": 0, "device_kind": "emulated", "binding": "tiered", "backends": [{"tiers": tiers}] * backends}
+    process = {"pid": 7, "rank": 0, "device_kind": "emulated", "binding": "tiered"}
+    return process | {"backends": [{"tiers": tiers}] * backends}
 
 
 @pytest.fixture
@@ -106,6 +107,7 @@ def test_demonstration_says_whether_tokens_are_equal(monkeypatch, tmp_path, own_
     assert ("tokens equal" in output.getvalue()) is same
     assert ("tokens differ" in output.getvalue()) is not same
     # Both device kinds and vLLM's own backend ran, ours with a device tier of an eighth of the prompt's KV.
-    assert [s["settings"] and s["settings"]["device_kind"] for s in specifications.values()] == ["emulated", "cpu", None]
+    kinds = [given["settings"] and given["settings"]["device_kind"] for given in specifications.values()]
+    assert kinds == ["emulated", "cpu", None]
     assert specifications["cpu"]["kv_cache_bytes"] * 8 == demonstration.kv_bytes(1024)
     assert specifications["vllm"]["kv_cache_bytes"] > demonstration.kv_bytes(1024 + 8)

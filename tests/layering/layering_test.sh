@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The walls of the house, read from the sources: layering_test.sh ROOT-FILE. Bazel's visibility keeps targets apart, this
-# keeps what no target declares (headers under /usr, torch, Python) apart too.
+# The walls of the house, read from the sources: layering_test.sh ROOT-FILE. Bazel's visibility keeps targets apart; this
+# keeps apart what no target declares, too: headers under /usr, torch, Python.
 set -uo pipefail
 
 cd "$(dirname "$(readlink -f "$1")")" || exit 1

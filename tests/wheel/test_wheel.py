@@ -1,4 +1,5 @@
-"""The installed wheel: everything it needs comes with it, and vLLM finds it. Runs in the environment it is installed in."""
+"""The installed wheel: everything it needs comes with it, and vLLM finds it. Runs where it is installed."""
+
 import importlib.metadata
 import pathlib
 import re
