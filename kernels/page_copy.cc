@@ -225,15 +225,15 @@ void WriteRole(KvRole role, const WriteArgs& args, uint64_t page_address, const 
   for (int head = 0; head < g.kv_heads; ++head) {
     const T* row = static_cast<const T*>(source) + head * head_stride;
     const int end = args.offset + args.num_tokens;
-    for (int token = args.offset; token < end; ++token, row += token_stride) {
+    for (int token = args.offset, count; token < end; token += count, row += count * token_stride) {
+      count = 1;
       if (g.format == PageFormat::kStrided) {
         std::memcpy(page + StridedOffset(role, g, head, token), row, g.head_size * sizeof(T));
       } else if (token % kGroup == 0 && token + kGroup <= end) {
+        count = kGroup;
         const T* rows[kGroup];
         for (int t = 0; t < kGroup; ++t) rows[t] = row + t * token_stride;
         PackGroup<T>(role, g, head, token, rows, page);
-        token += kGroup - 1;
-        row += (kGroup - 1) * token_stride;
       } else {
         Scatter<T>(row, g.head_size, RowOf(role, g, head, token), page);
       }

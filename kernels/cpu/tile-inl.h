@@ -105,7 +105,8 @@ void ScoreRows(const KeyGroups& groups, const Layout& layout, int head_size, con
 // and get the score of one that does.
 template <Elements kElements, int kRows>
 void ScoreTokens(const KeyGroups& groups, const Layout& layout, int, const float* q, float* scores) {
-  constexpr int kTokens = AtMost(16, kAccumulatorVecs / kRows);
+  constexpr int kTokens = kAccumulatorVecs / kRows;
+  static_assert(kTokens * kRows == kAccumulatorVecs && 16 % kTokens == 0, "all sums are reduced at once");
   for (int i = 0; i < groups.count; ++i) {
     for (int first = 0; first < 16; first += kTokens) {
       const char* k[kTokens];
