@@ -35,10 +35,6 @@ using SoftmaxFn = bool (*)(const QueryTile&, int, const Group* const*, int, floa
 // How K lies where the score function reads it: 16 tokens per dim, or the dims of one token after the other.
 enum class KeyOrder : uint8_t { kDimMajor, kTokenMajor };
 
-// Strided K of tiles of up to this many rows is read as it lies: reducing 16 sums per row to one vector costs less than
-// half a transposition of 16 tokens. With more rows the transposition pays, because all of them share it.
-constexpr int kMaxTokenMajorRows = 8;
-
 constexpr int Log2(int x) { return x <= 1 ? 0 : 1 + Log2(x / 2); }
 constexpr int kRowBlockSizes = Log2(kRowBlock) + 1;
 
@@ -348,8 +344,10 @@ KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState stat
   call.state = state;
   call.rows = tile.num_tokens * tile.group;
   call.vecs = (tile.head_size + 15) / 16;
+  // Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less than transposing
+  // 16 tokens. Several blocks share a transposition, but would each widen and reduce.
   const bool strided = args.geometry.format == PageFormat::kStrided;
-  const KeyOrder order = strided && call.rows <= kMaxTokenMajorRows ? KeyOrder::kTokenMajor : KeyOrder::kDimMajor;
+  const KeyOrder order = strided && call.rows <= kRowBlock ? KeyOrder::kTokenMajor : KeyOrder::kDimMajor;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
   call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);
   call.q_floats = order == KeyOrder::kTokenMajor ? 16 * call.vecs : tile.head_size;
