@@ -1,6 +1,6 @@
 """One engine as vLLM runs it by default: front end, engine core and worker are processes of their own.
 
-multiprocess_engine.py MODEL_FOLDER DEVICE_KIND RESULT_FILE
+multiprocess_engine.py MODEL_FOLDER RESULT_FILE
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ import json
 import sys
 
 
-def main(folder: str, device_kind: str, result_file: str) -> None:
+def main(folder: str, result_file: str) -> None:
     import scenarios
 
     from hybridgen.errors import ResourceExhausted

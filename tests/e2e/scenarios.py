@@ -43,6 +43,9 @@ def _repetitive_prompt(seed: int, length: int) -> list[int]:
     return (period * (length // len(period) + 1))[:length]
 
 
+# Those that every model and configuration answers, in this order; the others are for one feature each.
+COMMON = ("long", "batch", "equal", "cached")
+
 # Name -> list of generate() calls, each a list of (prompt, tokens to generate).
 SCENARIOS = {
     # More KV than 8 device tiers; the first step has vLLM's default 4096 tokens.
@@ -51,12 +54,12 @@ SCENARIOS = {
     "batch": [[(_prompt(10 + i, n), 40 + 3 * i) for i, n in enumerate((3, 700, 31, 32, 33, 250, 64, 129))]],
     # Equal prompts in one step: one reads the prefix blocks that another writes in the same step.
     "equal": [[(_prompt(30, 400), GENERATED)] * 3],
+    # The same long prompt again: its prefix blocks are cached, and those in the device tier were overwritten.
+    "cached": [[(_prompt(1, LONG_PROMPT), GENERATED)]],
     # What n-gram drafts are good at.
     "repetitive": [[(_repetitive_prompt(40 + i, n), GENERATED) for i, n in enumerate((97, 300))]],
     # More than fits when blocks are few: vLLM preempts, and block ids are reused.
     "crowd": [[(_prompt(50 + i, 200 + 30 * i), GENERATED) for i in range(6)]],
-    # The same long prompt again: its prefix blocks are cached, and those in the device tier were overwritten.
-    "cached": [[(_prompt(1, LONG_PROMPT), GENERATED)]],
 }
 
 

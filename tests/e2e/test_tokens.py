@@ -42,7 +42,7 @@ def engine_run(request, model_dir):
     result = Run(model, configuration, tiered=settings["dram"] != "0")
     arguments = dict(kv_cache_memory_bytes=scenarios.DEVICE_BYTES[model]) if result.tiered else {}
     with scenarios.engine(model_dir(model), "CUSTOM", settings, **arguments) as llm:
-        for name in scenarios.SCENARIOS:
+        for name in scenarios.COMMON:
             before = scenarios.host_bytes_read(llm) if result.calls else 0
             result.answers[name] = scenarios.run(llm, name)
             result.calls[name] = [impl.num_calls for impl in scenarios.impls(llm).values()]
@@ -55,7 +55,7 @@ def engine_run(request, model_dir):
     return result
 
 
-@pytest.mark.parametrize("scenario", scenarios.SCENARIOS)
+@pytest.mark.parametrize("scenario", scenarios.COMMON)
 def test_equals_vllms_own_backend(engine_run, reference, scenario):
     scenarios.assert_equal(engine_run.answers[scenario], reference(engine_run.model, scenario))
 
