@@ -34,6 +34,8 @@ class HostTiers {
   // A page of zeros, as large as the larger role's.
   uint64_t ZeroPage() const { return reinterpret_cast<uint64_t>(zero_->data()); }
 
+  // Bytes of one block on the host, both roles, all layers.
+  int64_t block_bytes() const { return options_.page_bytes[0] + options_.page_bytes[1]; }
   const HostTiersOptions& options() const { return options_; }
 
  private:

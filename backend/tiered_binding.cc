@@ -1,0 +1,143 @@
+#include "backend/tiered_binding.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "memory/memory_budget.h"
+#include "memory/placement.h"
+
+namespace hybridgen {
+namespace {
+
+// Share of the device tier that is kept free or evictable without a copy.
+constexpr int kWatermarkDivisor = 4;
+
+// A tier larger than what may be reserved is refused even where the engine would use less of it: the size is a mistake.
+absl::Status CheckTierFits(const char* field, int64_t bytes, int node) {
+  const MemoryBudget budget = ReadMemoryBudget(node);
+  if (!budget.bytes.has_value() || bytes <= *budget.bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("bind tiered: ", field, " is ", bytes, "; accepted: 0 to ",
+                                                   *budget.bytes, ", which is what may be reserved now (limited by ",
+                                                   budget.limited_by, ")"));
+}
+
+absl::Status CheckPool(const TieredPool& pool, int num_layers) {
+  if (num_layers == 0 || static_cast<int>(pool.data.size()) != num_layers) {
+    return absl::InvalidArgumentError(absl::StrCat("bind tiered: ", pool.data.size(), " regions for ", num_layers,
+                                                   " layers; accepted: one region for each added layer"));
+  }
+  if (pool.num_blocks < 2 || pool.num_blocks > kMaxBlocks) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("bind tiered: num_blocks is ", pool.num_blocks, "; accepted: 2 to ", kMaxBlocks));
+  }
+  if (pool.bytes < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("bind tiered: bytes is ", pool.bytes, "; accepted: 0 or more"));
+  }
+  for (size_t i = 0; i < pool.data.size(); ++i) {
+    if (pool.data[i] == nullptr) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("bind tiered: data[", i, "] is null; accepted: the layer's region"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+PageGeometry GeometryOf(const BackendOptions& options, PageFormat format) {
+  PageGeometry g;
+  g.format = format;
+  g.dtype = options.dtype;
+  g.page_tokens = options.block_size;
+  g.kv_heads = options.num_kv_heads;
+  g.head_size = options.head_size;
+  return g;
+}
+
+int64_t DevicePageBytes(const BackendOptions& options) {
+  return static_cast<int64_t>(2 * DTypeSize(options.dtype)) * options.num_kv_heads * options.block_size *
+         options.head_size;
+}
+
+absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptions& options, const KernelSet* kernels,
+                                                              const TieredPool& pool, int num_layers) {
+  if (absl::Status status = CheckPool(pool, num_layers); !status.ok()) return status;
+  for (const absl::Status& status : {CheckTierFits("dram_bytes", options.dram_bytes, options.dram_node),
+                                     CheckTierFits("cxl_bytes", options.cxl_bytes, options.cxl_node)}) {
+    if (!status.ok()) return status;
+  }
+  std::vector<void*> stored;  // distinct regions, in the order of their first layer
+  for (void* region : pool.data) {
+    if (std::find(stored.begin(), stored.end(), region) == stored.end()) stored.push_back(region);
+  }
+  const int64_t stored_layers = static_cast<int64_t>(stored.size());
+  const int64_t device_page = DevicePageBytes(options);
+  const int64_t host_page = PackedPageBytes(options.dtype, options.num_kv_heads, options.block_size, options.head_size);
+
+  BlockManagerOptions manager;
+  manager.num_blocks = static_cast<int>(pool.num_blocks);
+  manager.block_size = options.block_size;
+  manager.device_pages = static_cast<int>(std::min(pool.bytes / device_page, pool.num_blocks - 1));
+  manager.publish_mode = options.device_kind == DeviceKind::kCpu ? PublishMode::kMove : PublishMode::kCopy;
+  manager.publish_lag_tokens = options.speculative_tokens + 1;
+  manager.device_low_watermark = manager.device_pages / kWatermarkDivisor;
+
+  PlacementRequest request;
+  request.dram_bytes = options.dram_bytes;
+  request.cxl_bytes = options.cxl_bytes;
+  request.page_bytes[0] = request.page_bytes[1] = host_page * stored_layers;
+  request.blocks = pool.num_blocks - 1;
+  absl::StatusOr<Placement> placement = PlaceHostPages(request);
+  if (!placement.ok()) return placement.status();
+  if (manager.device_pages + placement->host_blocks < pool.num_blocks - 1) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("bind tiered: the engine has ", pool.num_blocks - 1, " blocks of ", 2 * host_page * stored_layers,
+                     " bytes; the device tier holds ", manager.device_pages, " and the host tiers ",
+                     placement->host_blocks, " (dram_bytes ", options.dram_bytes, ", cxl_bytes ", options.cxl_bytes,
+                     "); raise dram_bytes or cxl_bytes, or give the engine fewer blocks"));
+  }
+  HostTiersOptions tiers;
+  for (int role = 0; role < kNumRoles; ++role) {
+    tiers.page_bytes[role] = request.page_bytes[role];
+    tiers.dram_pages[role] = manager.dram_pages[role] = placement->dram_pages[role];
+    tiers.cxl_pages[role] = manager.cxl_pages[role] = placement->cxl_pages[role];
+  }
+  tiers.dram_node = options.dram_node;
+  tiers.cxl_node = options.cxl_node;
+
+  absl::StatusOr<std::unique_ptr<BlockManager>> blocks = BlockManager::Create(manager);
+  if (!blocks.ok()) return blocks.status();
+  absl::StatusOr<std::unique_ptr<HostTiers>> host = HostTiers::Create(tiers);
+  if (!host.ok()) return host.status();
+
+  std::vector<LayerPages> copied;  // [stored layer]
+  for (int64_t s = 0; s < stored_layers; ++s) {
+    LayerPages pages;
+    pages.pool = GeometryOf(options, PageFormat::kStrided);
+    pages.pool.k_token_stride = pages.pool.v_token_stride = 2 * options.head_size;
+    pages.pool.k_head_stride = pages.pool.v_head_stride =
+        static_cast<int64_t>(options.block_size) * 2 * options.head_size;
+    pages.pool_k = reinterpret_cast<uint64_t>(stored[s]);
+    pages.pool_v = pages.pool_k + options.head_size * DTypeSize(options.dtype);
+    pages.pool_page_bytes = device_page;
+    pages.pool_pages = manager.device_pages;
+    pages.host = GeometryOf(options, PageFormat::kPackedV1);
+    pages.host_k = pages.host_v = s * host_page;
+    copied.push_back(pages);
+  }
+
+  auto binding = std::make_unique<TieredBinding>();
+  binding->pool = pool;
+  binding->stored_layers = stored_layers;
+  for (void* region : pool.data) {
+    binding->pages.push_back(copied[std::find(stored.begin(), stored.end(), region) - stored.begin()]);
+  }
+  binding->blocks = *std::move(blocks);
+  binding->host = *std::move(host);
+  binding->mirror = std::make_unique<BlockTableMirror>(pool.num_blocks);
+  binding->copier = std::make_shared<const PageCopier>(kernels, binding->host.get(), std::move(copied));
+  return binding;
+}
+
+}  // namespace hybridgen
