@@ -114,6 +114,37 @@ absl::StatusOr<CopyTask> BlockManager::PlanMigrate(int32_t block, PageRole role,
   return StartCopy(task, BlockState::kMigrating);
 }
 
+std::vector<CopyTask> BlockManager::PlanHeal(int max_blocks) {
+  constexpr int kMostLookedAt = 1024;
+  std::vector<CopyTask> tasks;
+  const PagePool& dram = HostPool(Tier::kDram, PageRole::kKey);
+  const PagePool& cxl = HostPool(Tier::kCxl, PageRole::kKey);
+  const size_t room = std::clamp((dram.num_free() + cxl.num_free()) / 2, 0, std::max(0, max_blocks));
+  if (room == 0 || cxl.num_allocated() == 0) return tasks;
+
+  std::vector<int32_t> misses, idle;
+  for (int i = std::min(options_.num_blocks, kMostLookedAt); i > 0; --i) {
+    const int32_t block = heal_next_;
+    heal_next_ = (heal_next_ + 1) % options_.num_blocks;
+    const Block& b = blocks_[block];
+    if (b.state != BlockState::kHostOnly || !Settled(b)) continue;
+    const bool used = KeyOf(b).first >= EvictionClass::kUsed;
+    const Tier tier = b.host[Index(PageRole::kKey)].tier;
+    if (used && tier == Tier::kCxl && IsFinal(b)) misses.push_back(block);
+    if (!used && tier == Tier::kDram) idle.push_back(block);
+  }
+  const auto migrate = [&](const std::vector<int32_t>& blocks, size_t count, Tier to) {
+    for (size_t i = 0; i < std::min(count, blocks.size()) && tasks.size() < room; ++i) {
+      absl::StatusOr<CopyTask> task = PlanMigrate(blocks[i], PageRole::kKey, to);
+      if (!task.ok()) return;  // no page is free
+      tasks.push_back(*std::move(task));
+    }
+  };
+  migrate(misses, misses.size(), Tier::kDram);
+  migrate(idle, misses.size() - tasks.size(), Tier::kCxl);
+  return tasks;
+}
+
 absl::Status BlockManager::FinishCopy(const CopyTask& task) {
   const auto found = copies_.find(task.id);
   if (found == copies_.end()) {
@@ -126,8 +157,10 @@ absl::Status BlockManager::FinishCopy(const CopyTask& task) {
   Block& b = blocks_[copy.block];
   // An unchanged generation means that the block is still in the state that StartCopy gave it: every other way out of
   // that state is a write or a drop.
-  const bool apply = b.generation == copy.generation;
+  const bool current = b.generation == copy.generation;
+  const bool apply = current && task.outcome == CopyOutcome::kComplete;
   if (!apply) ReleaseDestination(copy);
+  if (current && !apply) SetState(b, b.device_page >= 0 ? BlockState::kDeviceDirty : BlockState::kHostOnly);
   switch (copy.kind) {
     case CopyTask::Kind::kPublish:
       ++(apply ? counters_.publishes : counters_.publishes_dropped);

@@ -160,6 +160,8 @@ class Simulation {
   BlockManagerStats Stats() const { return manager_->Stats(); }
   int64_t refused_writes() const { return refused_writes_; }
   int64_t reads_checked() const { return reads_checked_; }
+  int64_t healed() const { return healed_; }
+  int64_t demoted() const { return demoted_; }
 
  private:
   int Random(int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng_); }
@@ -332,12 +334,40 @@ class Simulation {
         ASSERT_TRUE(blocks_[id].dead || blocks_[id].last_used < step_ - kRecentPlans) << "a used block made room";
       }
       CountVictims(before, 0);
+    } else if (Random(0, 1) == 0) {
+      PlanHeal(room);
     } else {
       const absl::StatusOr<CopyTask> task =
           manager_->PlanMigrate(RandomBlock(), kPageRoles[Random(0, 1)], kTiers[Random(1, 2)]);
       if (task.ok()) Started(*task, CopyTask::Kind::kMigrate);
     }
     Check();
+  }
+
+  void PlanHeal(int room) {
+    const BlockManagerStats before = manager_->Stats();
+    const std::vector<CopyTask> tasks = manager_->PlanHeal(Random(0, room));
+    const int64_t free_keys = before.free_pages[Index(Tier::kDram)][0] + before.free_pages[Index(Tier::kCxl)][0];
+    ASSERT_LE(static_cast<int64_t>(tasks.size()), std::min<int64_t>(room, free_keys / 2));
+    bool dram_was_short = false;
+    for (const CopyTask& task : tasks) {
+      const ModelBlock& block = blocks_[task.block];
+      ASSERT_LT(task.v.index, 0) << "V stays";
+      ASSERT_NE(task.k.tier, task.from_k.tier);
+      const bool used = !block.dead && block.last_used >= step_ - kRecentPlans;
+      ASSERT_EQ(used, task.k.tier == Tier::kDram) << "K in use comes to DRAM, idle K leaves it: block " << task.block;
+      if (used) {
+        ASSERT_FALSE(dram_was_short);
+        ++healed_;
+      } else {
+        dram_was_short = true;
+        ++demoted_;
+      }
+      Started(task, CopyTask::Kind::kMigrate);
+    }
+    if (dram_was_short) {
+      ASSERT_EQ(manager_->Stats().free_pages[Index(Tier::kDram)][0], 0);
+    }
   }
 
   void Started(const CopyTask& task, CopyTask::Kind kind) {
@@ -407,8 +437,9 @@ class Simulation {
   void AdvanceCopy() {
     const size_t chosen = Random(0, static_cast<int>(copies_.size()) - 1);
     RunningCopy& copy = copies_[chosen];
-    const CopyTask& task = copy.task;
-    if (copy.halves_done < 2) {
+    CopyTask& task = copy.task;
+    if (Random(0, 15) == 0) task.outcome = CopyOutcome::kAbandoned;  // wherever it stands
+    if (copy.halves_done < 2 && task.outcome == CopyOutcome::kComplete) {
       const int middle = task.num_tokens / 2;
       const int begin = copy.halves_done == 0 ? 0 : middle, end = copy.halves_done == 0 ? middle : task.num_tokens;
       for (const PageRole role : kPageRoles) {
@@ -436,7 +467,7 @@ class Simulation {
       ++copy.halves_done;
     } else {
       Log(absl::StrCat("copy ", task.id, " finishes"));
-      const bool applied = task.generation == blocks_[task.block].generation;
+      const bool applied = task.generation == blocks_[task.block].generation && task.outcome == CopyOutcome::kComplete;
       switch (task.kind) {
         case CopyTask::Kind::kPublish:
           ++(applied ? expected_.publishes : expected_.publishes_dropped);
@@ -621,7 +652,7 @@ class Simulation {
   BlockManagerStats expected_;  // the cumulative counters
   uint64_t last_value_ = 0;
   int64_t step_ = 0, executed_ = 0, retired_ = 0;
-  int64_t refused_writes_ = 0, reads_checked_ = 0;
+  int64_t refused_writes_ = 0, reads_checked_ = 0, healed_ = 0, demoted_ = 0;
   std::deque<std::string> history_;
 };
 
@@ -664,6 +695,7 @@ TEST_P(BlockManagerRandomTest, AgreesWithTheNaiveModel) {
   }
   if (host && config.dram_pages[0] > 0 && config.cxl_pages[0] > 0) {
     EXPECT_GT(stats.migrations, 0);
+    EXPECT_GT(simulation.healed(), 0);
     EXPECT_GT(stats.migrations_dropped, 0);
     EXPECT_GT(stats.placement_misses, 0);
   }
@@ -675,7 +707,8 @@ TEST_P(BlockManagerRandomTest, AgreesWithTheNaiveModel) {
             << stats.recalls_dropped << "), migrations " << stats.migrations << " (dropped " << stats.migrations_dropped
             << "), host copies dropped " << stats.host_copies_dropped << ", host-direct writes "
             << stats.host_direct_writes << ", refused writes " << simulation.refused_writes() << ", reads checked "
-            << simulation.reads_checked() << "\n";
+            << simulation.reads_checked() << ", healed " << simulation.healed() << ", demoted " << simulation.demoted()
+            << "\n";
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, BlockManagerRandomTest, ::testing::ValuesIn(kConfigs),
