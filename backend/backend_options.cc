@@ -55,6 +55,13 @@ absl::Status Validate(const BackendOptions& o) {
     return absl::InvalidArgumentError(absl::StrCat("create backend: device_gigabytes_per_second is ",
                                                    o.device_gigabytes_per_second, "; accepted: 0 (unpaced) or more"));
   }
+  constexpr double kLeastMoverRate = 1e-3, kMostMoverRate = 1e6;  // bounds with which times cannot overflow
+  if (o.mover_gigabytes_per_second != 0 &&
+      !(o.mover_gigabytes_per_second >= kLeastMoverRate && o.mover_gigabytes_per_second <= kMostMoverRate)) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: mover_gigabytes_per_second is ",
+                                                   o.mover_gigabytes_per_second, "; accepted: 0 (no migrations), or ",
+                                                   kLeastMoverRate, " to ", kMostMoverRate));
+  }
   if (!(o.timeout > absl::ZeroDuration())) {
     return absl::InvalidArgumentError(absl::StrCat("create backend: timeout is ", absl::FormatDuration(o.timeout),
                                                    "; accepted: more than 0 seconds"));

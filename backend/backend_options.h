@@ -40,6 +40,7 @@ struct BackendOptions {
   int cxl_node = -1;
   double streaming_share = 0;
   double device_gigabytes_per_second = 0;
+  double mover_gigabytes_per_second = 0;  // budget of migrations between host tiers; 0: none are made
   absl::Duration timeout = absl::Seconds(60);
 };
 

@@ -81,6 +81,7 @@ typedef struct hg_config {
   double timeout_seconds;             /* watchdog of every wait; 0: 60 */
   const int32_t* cpus;                /* [num_cpus] own threads are pinned to these CPUs; null: not pinned. Copied. */
   int32_t num_cpus;
+  double mover_gigabytes_per_second; /* budget of migrations between host tiers; 0: none are made */
 } hg_config;
 
 HG_EXPORT int32_t hg_abi_version(void);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "backend/mover.h"
 #include "memory/block_manager.h"
 #include "memory/tier.h"
 
@@ -38,6 +39,7 @@ struct BackendStatistics {
   double wait_seconds = 0;      // calling thread waiting for the device
   double streaming_share = 0;
   BlockManagerStats blocks;  // zeros in the identity binding
+  MoverStatistics mover;
 
   // Share of the attended KV bytes that the CPU worker read; 0 before the first call.
   double CpuShare() const;
