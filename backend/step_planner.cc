@@ -255,11 +255,13 @@ class TieredPlanner final : public StepPlanner {
     if (offset > 0 && CopyReadsHost(block)) {
       if (absl::Status status = DrainCopies(); !status.ok()) return status;
     }
-    absl::StatusOr<Residency> to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len);
+    // Sequences that share their first block share its spread over the host tiers.
+    const uint32_t name = static_cast<uint32_t>(tables_[index][0]);
+    absl::StatusOr<Residency> to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len, name);
     if (absl::IsResourceExhausted(to.status())) {
       // Destinations of copies in flight may be what is missing.
       if (absl::Status status = DrainCopies(); !status.ok()) return status;
-      to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len);
+      to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len, name);
     }
     if (!to.ok()) return to.status();
     WriteRun run;

@@ -58,7 +58,7 @@ std::vector<CopyTask> BlockManager::PlanPublish(int max_blocks) {
     task.kind = CopyTask::Kind::kPublish;
     task.block = dirty[i].second;
     task.device_page = blocks_[task.block].device_page;
-    for (const PageRole role : kPageRoles) PageOf(task, role) = AllocateHost(role);
+    for (const PageRole role : kPageRoles) PageOf(task, role) = AllocateHost(blocks_[task.block], role);
     tasks.push_back(StartCopy(task, BlockState::kPublishing));
   }
   return tasks;

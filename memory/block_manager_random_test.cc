@@ -4,6 +4,7 @@
 // anything else happens. After every operation the test recomputes, from its own records alone: each block's content
 // in the pages that the manager names, what unretired steps read, the state of every block and every statistic.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <deque>
@@ -41,6 +42,7 @@ struct Config {
   int watermark;
   Overlap overlap;
   Room room;
+  double cxl_share[kNumRoles] = {0, 0};  // multiples of 1/8, so that the model's sums are exact
 };
 
 const Config kConfigs[] = {
@@ -52,6 +54,26 @@ const Config kConfigs[] = {
     {"Starved", 33, 7, {7, 6}, {6, 6}, PublishMode::kCopy, 7, Overlap::kThreeSteps, Room::kTooLittle},
     {"HostOnly", 33, 0, {30, 10}, {10, 30}, PublishMode::kCopy, 0, Overlap::kThreeSteps, Room::kMayRunOut},
     {"DeviceOnly", 33, 32, {0, 0}, {0, 0}, PublishMode::kCopy, 16, Overlap::kSynchronous, Room::kAlwaysEnough},
+    {"SpreadTight",
+     33,
+     10,
+     {20, 9},
+     {10, 21},
+     PublishMode::kCopy,
+     5,
+     Overlap::kSynchronous,
+     Room::kAlwaysEnough,
+     {0, 0.375}},
+    {"Interleaved",
+     33,
+     8,
+     {13, 16},
+     {27, 24},
+     PublishMode::kMove,
+     0,
+     Overlap::kThreeSteps,
+     Room::kMayRunOut,
+     {0.5, 0.5}},
 };
 
 int64_t EnvironmentNumber(const char* name, int64_t fallback) {
@@ -81,6 +103,7 @@ struct ModelBlock {
   uint32_t generation = 0;
   bool dead = false;
   int sequence_block = 0, sequence_tokens = 0;
+  uint32_t sequence = 0;
   int64_t last_used = 0;
   int32_t written_page = -1;  // device page that the open step writes
 };
@@ -118,6 +141,7 @@ class Simulation {
     for (const PageRole role : kPageRoles) {
       options_.dram_pages[Index(role)] = config.dram_pages[Index(role)];
       options_.cxl_pages[Index(role)] = config.cxl_pages[Index(role)];
+      options_.cxl_share[Index(role)] = config.cxl_share[Index(role)];
       pages_[Index(Tier::kDevice)][Index(role)].resize(config.device_pages);
       pages_[Index(Tier::kDram)][Index(role)].resize(config.dram_pages[Index(role)]);
       pages_[Index(Tier::kCxl)][Index(role)].resize(config.cxl_pages[Index(role)]);
@@ -210,12 +234,13 @@ class Simulation {
     written_[id] = true;
     if (offset == 0) {
       block.sequence_block = Random(0, 6);
+      block.sequence = static_cast<uint32_t>(rng_());
     }
     const std::vector<BlockState> before = States();
     SetUsed(block, sequence_shift);
     Log(absl::StrCat("PrepareWrite block ", id, " [", offset, ", ", offset + count, ") of ", valid));
     const absl::StatusOr<Residency> where =
-        manager_->PrepareWrite(id, offset, count, block.sequence_block, block.sequence_tokens);
+        manager_->PrepareWrite(id, offset, count, block.sequence_block, block.sequence_tokens, block.sequence);
     ++block.generation;
     if (!where.ok()) {
       ASSERT_EQ(where.status().code(), absl::StatusCode::kResourceExhausted) << where.status();
@@ -251,7 +276,7 @@ class Simulation {
     block.written_page = where->device_page;
     if (offset == 0 && where->device_page < 0) {
       ++expected_.host_direct_writes;
-      if (where->k.tier == Tier::kCxl) ++expected_.placement_misses;
+      CheckPlacement(id, where->k, where->v);
     }
     for (const PageRole role : kPageRoles) Page(*where, role).last_use = step_;
     open_.writes.push_back(std::move(write));
@@ -313,7 +338,7 @@ class Simulation {
         const bool behind =
             (block.sequence_block + 1) * kBlockSize + options_.publish_lag_tokens <= block.sequence_tokens;
         ASSERT_TRUE(block.dead || (behind && task.num_tokens == kBlockSize)) << "block " << task.block;
-        if (task.k.tier == Tier::kCxl) ++expected_.placement_misses;
+        CheckPlacement(task.block, task.k, task.v);
         Started(task, CopyTask::Kind::kPublish);
       }
     } else if (choice <= 4) {
@@ -463,6 +488,23 @@ class Simulation {
     std::vector<BlockState> states;
     for (int32_t id = 0; id < config_.num_blocks; ++id) states.push_back(manager_->state(id));
     return states;
+  }
+
+  // New host pages of a block lie in the tiers that the shares ask for, unless those are full. The rule is written out:
+  // a phase per sequence, and the whole numbers that the share passes along it.
+  void CheckPlacement(int32_t id, const HostPage& k, const HostPage& v) {
+    const ModelBlock& block = blocks_[id];
+    const double phase = std::ldexp(static_cast<uint32_t>(block.sequence * 0x9e3779b9u), -32);
+    for (const PageRole role : kPageRoles) {
+      const double share = config_.cxl_share[Index(role)];
+      const double before = phase + block.sequence_block * share;
+      const Tier wanted = std::floor(before + share) > std::floor(before) ? Tier::kCxl : Tier::kDram;
+      const Tier tier = (role == PageRole::kKey ? k : v).tier;
+      if (tier == wanted) continue;
+      if (role == PageRole::kKey && wanted == Tier::kDram) ++expected_.placement_misses;
+      ASSERT_EQ(manager_->Stats().free_pages[Index(wanted)][Index(role)], 0)
+          << PageRoleName(role) << " of block " << id << " is not in " << TierName(wanted) << ", which has room";
+    }
   }
 
   // Clean blocks that lost a page to make room for the write of block `written`.
