@@ -11,6 +11,7 @@
 #include "backend/copy_sink.h"
 #include "backend/emulated_device.h"
 #include "backend/mover.h"
+#include "backend/pacer.h"
 #include "backend/statistics.h"
 #include "kernels/cpu_features.h"
 #include "kernels/kernel_table.h"
@@ -28,6 +29,17 @@ constexpr int64_t kCopyBytesPerStep = 64 << 20;
 // Largest stride with which addresses of a tensor cannot overflow.
 constexpr int64_t kMaxStride = int64_t{1} << 30;  // elements
 
+// How the CPU worker's reads of each tier are paced.
+TierPacers CpuPacers(const BackendOptions& options) {
+  TierPacers pacers;
+  const auto pacer = [](double rate) { return rate > 0 ? std::make_shared<Pacer>(rate) : nullptr; };
+  pacers.of[Index(Tier::kDram)] = pacer(options.dram_gigabytes_per_second);
+  pacers.of[Index(Tier::kCxl)] = pacer(options.cxl_gigabytes_per_second);
+  // In the `cpu` kind the engine's tensor is DRAM too.
+  if (options.device_kind == DeviceKind::kCpu) pacers.of[Index(Tier::kDevice)] = pacers.of[Index(Tier::kDram)];
+  return pacers;
+}
+
 class BackendImpl final : public PagedAttentionBackend {
  public:
   BackendImpl(const BackendOptions& options, const KernelSet* kernels, std::unique_ptr<Executor> executor)
@@ -35,7 +47,7 @@ class BackendImpl final : public PagedAttentionBackend {
         id_(NextId()),
         kernels_(kernels),
         executor_(std::move(executor)),
-        cpu_(executor_.get(), kernels, options.dtype, options.head_size, options.num_kv_heads) {
+        cpu_(executor_.get(), kernels, options.dtype, options.head_size, options.num_kv_heads, CpuPacers(options)) {
     StepKnobs knobs;
     knobs.streaming_share = o_.streaming_share;
     SetKnobs(knobs);

@@ -273,11 +273,13 @@ class TieredPlanner final : public StepPlanner {
     const int32_t count = std::min((b + 1) * o_.block_size, sequence.seq_len) - begin;
     const int32_t block = tables_[index][b];
     if (absl::Status status = EndCopiesOf(block, offset); !status.ok()) return status;
-    absl::StatusOr<Residency> to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len);
+    // Sequences that share their first block share its spread over the host tiers.
+    const uint32_t name = static_cast<uint32_t>(tables_[index][0]);
+    absl::StatusOr<Residency> to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len, name);
     if (absl::IsResourceExhausted(to.status())) {
       // Destinations of copies in flight may be what is missing.
       if (absl::Status status = EndCopies(); !status.ok()) return status;
-      to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len);
+      to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len, name);
     }
     if (!to.ok()) return to.status();
     WriteRun run;

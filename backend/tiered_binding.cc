@@ -102,6 +102,7 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
     tiers.page_bytes[role] = request.page_bytes[role];
     tiers.dram_pages[role] = manager.dram_pages[role] = placement->dram_pages[role];
     tiers.cxl_pages[role] = manager.cxl_pages[role] = placement->cxl_pages[role];
+    manager.cxl_share[role] = placement->cxl_share[role];
   }
   tiers.dram_node = options.dram_node;
   tiers.cxl_node = options.cxl_node;
