@@ -130,6 +130,7 @@ class BackendImpl final : public PagedAttentionBackend {
       return absl::FailedPreconditionError("plan step: the backend is not bound yet; call bind tiered first");
     }
     BackendOf(plan) = 0;  // not runnable unless planning succeeds
+    if (tiered_ != nullptr) tiered_->watch->Tick(Clock::now());
     knobs_ = policy_->Next(TakeTimings());
     limits_.split.num_kv_heads = o_.num_kv_heads;
     limits_.split.cpu_workers = executor_->num_workers();
@@ -412,23 +413,8 @@ std::string BackendImpl::StatisticsJson() const {
     }
     return s.ToJson();
   }
-  s.blocks = tiered_->blocks->Stats();
+  AddTieredStatistics(o_, *tiered_, s);
   if (mover_ != nullptr) s.mover = mover_->statistics();
-  const HostTiersOptions& host = tiered_->host->options();
-  for (int t = 0; t < kNumTiers; ++t) {
-    TierStatistics& tier = s.tiers[t];
-    const bool is_device = static_cast<Tier>(t) == Tier::kDevice;
-    // A device page holds both roles of a block.
-    const int64_t key_bytes = is_device ? tiered_->stored_layers * DevicePageBytes(o_) / 2 : host.page_bytes[0];
-    const int64_t value_bytes = is_device ? tiered_->stored_layers * DevicePageBytes(o_) / 2 : host.page_bytes[1];
-    tier.capacity_bytes = s.blocks.capacity_pages[t][0] * key_bytes + s.blocks.capacity_pages[t][1] * value_bytes;
-    tier.resident_key_bytes = s.blocks.resident_pages[t][0] * key_bytes;
-    tier.resident_value_bytes = s.blocks.resident_pages[t][1] * value_bytes;
-    if (!is_device) tier.configured = tier.capacity_bytes > 0;
-  }
-  s.tiers[static_cast<int>(Tier::kDram)].node = o_.dram_node;
-  s.tiers[static_cast<int>(Tier::kCxl)].node = o_.cxl_node;
-  s.tiers[static_cast<int>(Tier::kCxl)].emulated = o_.cxl_node < 0;
   return s.ToJson();
 }
 

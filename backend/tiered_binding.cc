@@ -1,11 +1,11 @@
 #include "backend/tiered_binding.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "memory/memory_budget.h"
-#include "memory/placement.h"
 
 namespace hybridgen {
 namespace {
@@ -14,8 +14,7 @@ namespace {
 constexpr int kWatermarkDivisor = 4;
 
 // A tier larger than what may be reserved is refused even where the engine would use less of it: the size is a mistake.
-absl::Status CheckTierFits(const char* field, int64_t bytes, int node) {
-  const MemoryBudget budget = ReadMemoryBudget(node);
+absl::Status CheckTierFits(const char* field, int64_t bytes, const MemoryBudget& budget) {
   if (!budget.bytes.has_value() || bytes <= *budget.bytes) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat("bind tiered: ", field, " is ", bytes, "; accepted: 0 to ",
                                                    *budget.bytes, ", which is what may be reserved now (limited by ",
@@ -61,12 +60,14 @@ int64_t DevicePageBytes(const BackendOptions& options) {
 }
 
 absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptions& options, const KernelSet* kernels,
-                                                              const TieredPool& pool, int num_layers) {
+                                                              const TieredPool& pool, int num_layers,
+                                                              const TieredSystem& system) {
   if (absl::Status status = CheckPool(pool, num_layers); !status.ok()) return status;
-  for (const absl::Status& status : {CheckTierFits("dram_bytes", options.dram_bytes, options.dram_node),
-                                     CheckTierFits("cxl_bytes", options.cxl_bytes, options.cxl_node)}) {
-    if (!status.ok()) return status;
+  absl::Status fits = CheckTierFits("dram_bytes", options.dram_bytes, system.arena.budget(options.dram_node));
+  if (fits.ok() && options.cxl_device.empty()) {  // a device's size is checked when it is mapped
+    fits = CheckTierFits("cxl_bytes", options.cxl_bytes, system.arena.budget(options.cxl_node));
   }
+  if (!fits.ok()) return fits;
   std::vector<void*> stored;  // distinct regions, in the order of their first layer
   for (void* region : pool.data) {
     if (std::find(stored.begin(), stored.end(), region) == stored.end()) stored.push_back(region);
@@ -88,6 +89,15 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
   request.cxl_bytes = options.cxl_bytes;
   request.page_bytes[0] = request.page_bytes[1] = host_page * stored_layers;
   request.blocks = pool.num_blocks - 1;
+  const MeasureTier measure =
+      system.measure != nullptr ? system.measure : [&](Tier tier) { return MeasureTierSpeed(options, tier); };
+  absl::StatusOr<ChosenPlacement> choice =
+      ChoosePlacement(options, request.page_bytes[0], request.page_bytes[1], measure);
+  if (!choice.ok()) return choice.status();
+  request.policy = choice->policy;
+  request.value_share_on_cxl = choice->value_share_on_cxl;
+  request.dram_weight = options.interleave_dram_weight;
+  request.cxl_weight = options.interleave_cxl_weight;
   absl::StatusOr<Placement> placement = PlaceHostPages(request);
   if (!placement.ok()) return placement.status();
   if (manager.device_pages + placement->host_blocks < pool.num_blocks - 1) {
@@ -106,6 +116,9 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
   }
   tiers.dram_node = options.dram_node;
   tiers.cxl_node = options.cxl_node;
+  tiers.cxl_device = options.cxl_device;
+  tiers.registrar = system.registrar;
+  tiers.arena = system.arena;
 
   absl::StatusOr<std::unique_ptr<BlockManager>> blocks = BlockManager::Create(manager);
   if (!blocks.ok()) return blocks.status();
@@ -134,11 +147,76 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
   for (void* region : pool.data) {
     binding->pages.push_back(copied[std::find(stored.begin(), stored.end(), region) - stored.begin()]);
   }
+  binding->choice = *std::move(choice);
+  binding->placement = *std::move(placement);
   binding->blocks = *std::move(blocks);
   binding->host = *std::move(host);
+  binding->watch = std::make_unique<PlacementWatch>(&binding->host->arenas(), std::chrono::steady_clock::now());
   binding->mirror = std::make_unique<BlockTableMirror>(pool.num_blocks);
   binding->copier = std::make_shared<const PageCopier>(kernels, binding->host.get(), std::move(copied));
   return binding;
+}
+
+void AddTieredStatistics(const BackendOptions& options, const TieredBinding& binding, BackendStatistics& statistics) {
+  const BlockManagerStats blocks = binding.blocks->Stats();
+  statistics.blocks = blocks;
+  const HostTiersOptions& host = binding.host->options();
+  for (const Tier tier : {Tier::kDevice, Tier::kDram, Tier::kCxl}) {
+    const int t = Index(tier);
+    TierStatistics& s = statistics.tiers[t];
+    // A device page holds both roles of a block.
+    const int64_t device_bytes = binding.stored_layers * DevicePageBytes(options) / 2;
+    const int64_t key_bytes = tier == Tier::kDevice ? device_bytes : host.page_bytes[0];
+    const int64_t value_bytes = tier == Tier::kDevice ? device_bytes : host.page_bytes[1];
+    s.capacity_bytes = blocks.capacity_pages[t][0] * key_bytes + blocks.capacity_pages[t][1] * value_bytes;
+    s.resident_key_bytes = blocks.resident_pages[t][0] * key_bytes;
+    s.resident_value_bytes = blocks.resident_pages[t][1] * value_bytes;
+    if (tier != Tier::kDevice) s.configured = s.capacity_bytes > 0;
+  }
+  TierStatistics& dram = statistics.tiers[Index(Tier::kDram)];
+  dram.node = options.dram_node;
+  dram.paced_gigabytes_per_second = options.dram_gigabytes_per_second;
+  dram.emulated = options.dram_gigabytes_per_second > 0;
+  TierStatistics& cxl = statistics.tiers[Index(Tier::kCxl)];
+  cxl.node = options.cxl_node;
+  cxl.paced_gigabytes_per_second = options.cxl_gigabytes_per_second;
+  cxl.emulated = CxlIsEmulated(options);
+
+  PlacementStatistics& placement = statistics.placement;
+  placement.policy = PlacementPolicyName(binding.choice.policy);
+  placement.reason = binding.choice.reason;
+  std::copy_n(binding.placement.cxl_share, kNumRoles, placement.cxl_share);
+  const std::vector<ArenaPlacement> watched = binding.watch->Report();
+  for (size_t i = 0; i < watched.size(); ++i) {
+    const TierArena& arena = binding.host->arenas()[i];
+    const int t = Index(arena.tier), r = Index(arena.role);
+    ArenaStatistics s;
+    s.tier = arena.tier;
+    s.role = arena.role;
+    s.node = arena.memory->node();
+    s.capacity_bytes = blocks.capacity_pages[t][r] * host.page_bytes[r];
+    s.resident_bytes = blocks.resident_pages[t][r] * host.page_bytes[r];
+    s.sampled_pages_on_node = watched[i].newest.pages_on_node;
+    s.sampled_pages_unknown = watched[i].newest.pages_unknown;
+    s.misplaced_pages = watched[i].newest.pages_elsewhere;
+    s.repaired_pages = watched[i].repairs.repaired;
+    s.unmovable_pages = watched[i].repairs.unmovable;
+    s.no_room_pages = watched[i].repairs.no_room;
+    s.registered_bytes = arena.pin.registered_bytes;
+    s.pin_failures = arena.pin.failures;
+    if (arena.tier == Tier::kCxl) cxl.node = s.node;  // a device tells its node
+    placement.arenas.push_back(std::move(s));
+    std::vector<std::string> notes = {arena.memory->note(), watched[i].note};
+    if (arena.pin.failures > 0) {
+      notes.push_back(absl::StrCat(TierName(arena.tier), " ", PageRoleName(arena.role), ": ", arena.pin.failed_bytes,
+                                   " bytes are not registered with the device: ", arena.pin.first_error.message()));
+    }
+    for (std::string& note : notes) {
+      const auto& known = placement.notes;
+      if (note.empty() || std::find(known.begin(), known.end(), note) != known.end()) continue;
+      placement.notes.push_back(std::move(note));
+    }
+  }
 }
 
 }  // namespace hybridgen

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -13,8 +14,12 @@
 #include "backend/host_tiers.h"
 #include "backend/layer_call.h"
 #include "backend/page_copier.h"
+#include "backend/placement_choice.h"
+#include "backend/placement_watch.h"
+#include "backend/statistics.h"
 #include "kernels/kernel_table.h"
 #include "memory/block_manager.h"
+#include "memory/placement.h"
 
 namespace hybridgen {
 
@@ -33,8 +38,11 @@ struct TieredBinding {
   TieredPool pool;
   int64_t stored_layers = 0;      // layers with KV of their own
   std::vector<LayerPages> pages;  // [layer]
+  ChosenPlacement choice;
+  Placement placement;
   std::unique_ptr<BlockManager> blocks;
   std::unique_ptr<HostTiers> host;
+  std::unique_ptr<PlacementWatch> watch;
   std::unique_ptr<BlockTableMirror> mirror;
   std::shared_ptr<const PageCopier> copier;
 };
@@ -48,11 +56,22 @@ PageGeometry GeometryOf(const BackendOptions& options, PageFormat format);
 // Bytes of one block of one layer in the engine's tensor, K and V.
 int64_t DevicePageBytes(const BackendOptions& options);
 
+// What binding asks of the machine; tests replace it.
+struct TieredSystem {
+  ArenaOptions arena;                    // as HostTiersOptions::arena
+  MeasureTier measure;                   // null: MeasureTierSpeed
+  DeviceRegistrar* registrar = nullptr;  // as HostTiersOptions::registrar
+};
+
 // Reserves the host tiers in full. `kernels` outlives the result.
 // Errors: InvalidArgument for a malformed pool; ResourceExhausted with the sizes when a tier is larger than what may be
 // reserved, or when all tiers together cannot hold pool.num_blocks.
 absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptions& options, const KernelSet* kernels,
-                                                              const TieredPool& pool, int num_layers);
+                                                              const TieredPool& pool, int num_layers,
+                                                              const TieredSystem& system = TieredSystem());
+
+// Fills in what a binding knows: sizes and residency of the tiers, placement, blocks. The bytes read are the workers'.
+void AddTieredStatistics(const BackendOptions& options, const TieredBinding& binding, BackendStatistics& statistics);
 
 }  // namespace hybridgen
 
