@@ -17,10 +17,12 @@ absl::Status CheckRange(const char* field, int64_t value, int64_t low, int64_t h
       absl::StrCat("create backend: ", field, " is ", value, "; accepted: ", low, " to ", high));
 }
 
+// Rates so small or large that times would overflow are no rates.
 absl::Status CheckRate(const char* field, double value) {
-  if (value >= 0) return absl::OkStatus();
+  constexpr double kLeast = 1e-6, kMost = 1e6;
+  if (value == 0 || (value >= kLeast && value <= kMost)) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat("create backend: ", field, " is ", value, "; accepted: 0 (unpaced) or more"));
+      absl::StrCat("create backend: ", field, " is ", value, "; accepted: 0 (unpaced), or ", kLeast, " to ", kMost));
 }
 
 // The CXL tier is one of a node, a device, or plain memory, and only the last may be slowed down to stand for CXL.
@@ -81,6 +83,13 @@ absl::Status Validate(const BackendOptions& o) {
            CheckCxl(o),
        }) {
     if (!status.ok()) return status;
+  }
+  constexpr double kLeastMoverRate = 1e-3, kMostMoverRate = 1e6;  // bounds with which times cannot overflow
+  if (o.mover_gigabytes_per_second != 0 &&
+      !(o.mover_gigabytes_per_second >= kLeastMoverRate && o.mover_gigabytes_per_second <= kMostMoverRate)) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: mover_gigabytes_per_second is ",
+                                                   o.mover_gigabytes_per_second, "; accepted: 0 (no migrations), or ",
+                                                   kLeastMoverRate, " to ", kMostMoverRate));
   }
   if (!(o.timeout > absl::ZeroDuration())) {
     return absl::InvalidArgumentError(absl::StrCat("create backend: timeout is ", absl::FormatDuration(o.timeout),

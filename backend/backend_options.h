@@ -50,6 +50,7 @@ struct BackendOptions {
   double cxl_gigabytes_per_second = 0;  // only where the CXL tier is plain memory
   double streaming_share = 0;
   double device_gigabytes_per_second = 0;
+  double mover_gigabytes_per_second = 0;  // budget of migrations between host tiers; 0: none are made
   absl::Duration timeout = absl::Seconds(60);
 };
 

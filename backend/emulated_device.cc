@@ -84,7 +84,9 @@ struct Queue {
         status = RunLayer(*command.call);
       } else {
         const Clock::time_point begin = Clock::now();
-        status = options.copier->Run(command.copies, *executor);
+        if (!options.copier->Run(command.copies, *executor).ok()) {
+          for (CopyTask& task : command.copies) task.outcome = CopyOutcome::kAbandoned;
+        }
         std::lock_guard<std::mutex> lock(mutex);
         seconds.transfer += SecondsSince(begin);
       }

@@ -93,9 +93,10 @@ typedef struct hg_config {
   int32_t placement;              /* hg_placement */
   int32_t interleave_dram_weight; /* pages to DRAM for every interleave_cxl_weight pages to CXL; 0: 1 */
   int32_t interleave_cxl_weight;
-  const char* cxl_device;           /* "/dev/daxX.Y": the CXL tier is this device's memory; null: none. Copied. */
-  double dram_gigabytes_per_second; /* pace the CPU worker's reads of the tier, which then counts as emulated; */
-  double cxl_gigabytes_per_second;  /* CXL only where it is plain memory (no cxl_node, no cxl_device); 0: unpaced */
+  const char* cxl_device;            /* "/dev/daxX.Y": the CXL tier is this device's memory; null: none. Copied. */
+  double dram_gigabytes_per_second;  /* pace the CPU worker's reads of the tier, which then counts as emulated; */
+  double cxl_gigabytes_per_second;   /* CXL only where it is plain memory (no cxl_node, no cxl_device); 0: unpaced */
+  double mover_gigabytes_per_second; /* budget of migrations between host tiers; 0: none are made */
 } hg_config;
 
 HG_EXPORT int32_t hg_abi_version(void);

@@ -10,6 +10,7 @@
 #include "backend/attention_worker.h"
 #include "backend/copy_sink.h"
 #include "backend/emulated_device.h"
+#include "backend/mover.h"
 #include "backend/pacer.h"
 #include "backend/statistics.h"
 #include "kernels/cpu_features.h"
@@ -199,6 +200,7 @@ class BackendImpl final : public PagedAttentionBackend {
   std::unique_ptr<DeviceWorker> device_;   // null in the `cpu` kind
   std::unique_ptr<InlineCopies> inline_copies_;
   std::unique_ptr<CopySink> device_copies_;
+  std::unique_ptr<Mover> mover_;  // null: no migrations
   std::unique_ptr<StepPlanner> planner_;
 };
 
@@ -272,6 +274,13 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
     inline_copies_ = std::make_unique<InlineCopies>(tiered_->copier.get(), executor_.get());
     planner.copies = inline_copies_.get();
   }
+  if (o_.mover_gigabytes_per_second > 0) {
+    MoverOptions mover;
+    mover.bytes_per_second = o_.mover_gigabytes_per_second * 1e9;
+    mover.timeout = o_.timeout;
+    mover_ = std::make_unique<Mover>(tiered_->copier, mover);
+    planner.mover = mover_.get();
+  }
   planner_ = CreateTieredPlanner(planner);
   return absl::OkStatus();
 }
@@ -324,6 +333,7 @@ absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query
   call.output = output;
   call.partials = WorkspaceOf(plan, step.partial_rows, layer.params.num_query_heads, o_.head_size);
 
+  const Mover::Yield yield(mover_.get());
   if (device_ == nullptr) {
     if (absl::Status status = cpu_.Write(call, step.pool_writes); !status.ok()) return status;
     if (absl::Status status = cpu_.Write(call, step.host_writes); !status.ok()) return status;
@@ -404,6 +414,7 @@ std::string BackendImpl::StatisticsJson() const {
     return s.ToJson();
   }
   AddTieredStatistics(o_, *tiered_, s);
+  if (mover_ != nullptr) s.mover = mover_->statistics();
   return s.ToJson();
 }
 

@@ -96,6 +96,10 @@ std::string BackendStatistics::ToJson() const {
   json["recalls_dropped"] = blocks.recalls_dropped;
   json["migrations"] = blocks.migrations;
   json["migrations_dropped"] = blocks.migrations_dropped;
+  json["mover"] = {{"bytes", mover.bytes},
+                   {"chunks", mover.chunks},
+                   {"budget_waits", mover.budget_waits},
+                   {"layer_waits", mover.layer_waits}};
   json["host_copies_dropped"] = blocks.host_copies_dropped;
   json["host_direct_writes"] = blocks.host_direct_writes;
   json["placement_misses"] = blocks.placement_misses;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/mover.h"
 #include "memory/block_manager.h"
 #include "memory/tier.h"
 
@@ -70,6 +71,7 @@ struct BackendStatistics {
   double streaming_share = 0;
   PlacementStatistics placement;
   BlockManagerStats blocks;  // zeros in the identity binding
+  MoverStatistics mover;
 
   // Share of the attended KV bytes that the CPU worker read; 0 before the first call.
   double CpuShare() const;

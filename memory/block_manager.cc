@@ -314,9 +314,8 @@ HostPage BlockManager::AllocateHost(const Block& block, PageRole role) {
   const Tier wanted = WantedTier(block, role);
   const HostPage page{wanted, HostPool(wanted, role).Allocate()};
   if (page.index >= 0) return page;
-  const Tier other = wanted == Tier::kDram ? Tier::kCxl : Tier::kDram;
   if (role == PageRole::kKey && wanted == Tier::kDram) ++counters_.placement_misses;
-  return {other, HostPool(other, role).Allocate()};
+  return {OtherTier(wanted), HostPool(OtherTier(wanted), role).Allocate()};
 }
 
 }  // namespace hybridgen

@@ -84,6 +84,9 @@ constexpr int kNumBlockStates = 7;
 constexpr int Index(BlockState state) { return static_cast<int>(state); }
 const char* BlockStateName(BlockState state);
 
+// kAbandoned: given up before all bytes were in place; the block stays as if the copy had never begun.
+enum class CopyOutcome : uint8_t { kComplete, kAbandoned };
+
 // A copy for the backend to execute, then to report with FinishCopy. Source and destination stay allocated until
 // then, whatever happens to the block meanwhile. The source's bytes are complete when the copy is planned.
 struct CopyTask {
@@ -93,9 +96,10 @@ struct CopyTask {
   int32_t block = 0;
   uint32_t generation = 0;  // of the content copied; FinishCopy drops the result if it has changed
   int32_t num_tokens = 0;
-  int32_t device_page = -1;  // source of a publish, destination of a recall
-  HostPage k, v;             // destination of a publish or migration, source of a recall
-  HostPage from_k, from_v;   // source of a migration (a role with index < 0 stays where it is)
+  int32_t device_page = -1;                      // source of a publish, destination of a recall
+  HostPage k, v;                                 // destination of a publish or migration, source of a recall
+  HostPage from_k, from_v;                       // source of a migration (a role with index < 0 stays where it is)
+  CopyOutcome outcome = CopyOutcome::kComplete;  // set by whoever executes the copy, for FinishCopy
 };
 
 struct BlockManagerStats {
@@ -159,8 +163,13 @@ class BlockManager {
   // Moves a host-only block's V (or K) to `to`, if a page is free there. Errors: InvalidArgument (block, tier),
   // FailedPrecondition (block not host-only, its last write not retired, already there), ResourceExhausted.
   absl::StatusOr<CopyTask> PlanMigrate(int32_t block, PageRole role, Tier to);
-  // The copy's bytes are in place. Applies it, or drops it if the block's generation changed. Each copy is finished
-  // once; InvalidArgument if none with this id is in flight.
+  // Migrations that bring pages of final blocks which a recent plan used to the tiers that placement wants them in, at
+  // most `max_blocks`, K before V. Where the wanted tier is full, a page that no recent plan used leaves it, to make
+  // room for a later call. Of the free pages of each role at most half are taken. Looks at a bounded number of blocks,
+  // each call where the last one ended.
+  std::vector<CopyTask> PlanHeal(int max_blocks);
+  // The copy is over. Applies it, or drops it if it was abandoned or the block's generation changed. Each copy is
+  // finished once; InvalidArgument if none with this id is in flight.
   absl::Status FinishCopy(const CopyTask& task);
 
   // For reports and tests; `block` in [0, num_blocks).
@@ -234,6 +243,7 @@ class BlockManager {
   int64_t step_ = 0;
   int64_t retired_ = 0;
   int64_t generated_ = 0;  // writes at offset 0 so far
+  int32_t heal_next_ = 0;  // block at which PlanHeal goes on
 
   // Clean blocks that may be evicted, as a heap with the first to go on top. Built when a page is wanted and none is
   // free, and consumed by the evictions that follow; entries are checked again when taken.

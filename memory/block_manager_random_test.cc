@@ -184,6 +184,8 @@ class Simulation {
   BlockManagerStats Stats() const { return manager_->Stats(); }
   int64_t refused_writes() const { return refused_writes_; }
   int64_t reads_checked() const { return reads_checked_; }
+  int64_t healed() const { return healed_; }
+  int64_t made_room() const { return made_room_; }
 
  private:
   int Random(int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng_); }
@@ -357,12 +359,42 @@ class Simulation {
         ASSERT_TRUE(blocks_[id].dead || blocks_[id].last_used < step_ - kRecentPlans) << "a used block made room";
       }
       CountVictims(before, 0);
+    } else if (Random(0, 1) == 0) {
+      PlanHeal(room);
     } else {
       const absl::StatusOr<CopyTask> task =
           manager_->PlanMigrate(RandomBlock(), kPageRoles[Random(0, 1)], kTiers[Random(1, 2)]);
       if (task.ok()) Started(*task, CopyTask::Kind::kMigrate);
     }
     Check();
+  }
+
+  void PlanHeal(int room) {
+    const BlockManagerStats before = manager_->Stats();
+    const int most = Random(0, room);
+    const std::vector<CopyTask> tasks = manager_->PlanHeal(most);
+    ASSERT_LE(static_cast<int>(tasks.size()), most);
+    int64_t moved[kNumRoles] = {};
+    for (const CopyTask& task : tasks) {
+      const ModelBlock& block = blocks_[task.block];
+      ASSERT_NE(task.k.index < 0, task.v.index < 0) << "one role moves";
+      const PageRole role = task.k.index >= 0 ? PageRole::kKey : PageRole::kValue;
+      const Tier to = role == PageRole::kKey ? task.k.tier : task.v.tier;
+      ASSERT_NE(to, (role == PageRole::kKey ? task.from_k : task.from_v).tier);
+      ++moved[Index(role)];
+      if (!block.dead && block.last_used >= step_ - kRecentPlans) {
+        ASSERT_EQ(to, WantedTier(block, role)) << PageRoleName(role) << " in use: block " << task.block;
+        ++healed_;
+      } else {
+        ASSERT_EQ(manager_->Stats().free_pages[Index(OtherTier(to))][Index(role)], 0)
+            << "idle " << PageRoleName(role) << " made room where there was some: block " << task.block;
+        ++made_room_;
+      }
+      Started(task, CopyTask::Kind::kMigrate);
+    }
+    for (int r = 0; r < kNumRoles; ++r) {
+      ASSERT_LE(moved[r], (before.free_pages[Index(Tier::kDram)][r] + before.free_pages[Index(Tier::kCxl)][r]) / 2);
+    }
   }
 
   void Started(const CopyTask& task, CopyTask::Kind kind) {
@@ -432,8 +464,9 @@ class Simulation {
   void AdvanceCopy() {
     const size_t chosen = Random(0, static_cast<int>(copies_.size()) - 1);
     RunningCopy& copy = copies_[chosen];
-    const CopyTask& task = copy.task;
-    if (copy.halves_done < 2) {
+    CopyTask& task = copy.task;
+    if (Random(0, 15) == 0) task.outcome = CopyOutcome::kAbandoned;  // wherever it stands
+    if (copy.halves_done < 2 && task.outcome == CopyOutcome::kComplete) {
       const int middle = task.num_tokens / 2;
       const int begin = copy.halves_done == 0 ? 0 : middle, end = copy.halves_done == 0 ? middle : task.num_tokens;
       for (const PageRole role : kPageRoles) {
@@ -461,7 +494,7 @@ class Simulation {
       ++copy.halves_done;
     } else {
       Log(absl::StrCat("copy ", task.id, " finishes"));
-      const bool applied = task.generation == blocks_[task.block].generation;
+      const bool applied = task.generation == blocks_[task.block].generation && task.outcome == CopyOutcome::kComplete;
       switch (task.kind) {
         case CopyTask::Kind::kPublish:
           ++(applied ? expected_.publishes : expected_.publishes_dropped);
@@ -490,15 +523,19 @@ class Simulation {
     return states;
   }
 
-  // New host pages of a block lie in the tiers that the shares ask for, unless those are full. The rule is written out:
-  // a phase per sequence, and the whole numbers that the share passes along it.
-  void CheckPlacement(int32_t id, const HostPage& k, const HostPage& v) {
-    const ModelBlock& block = blocks_[id];
+  // The tier that a share asks for. The rule is written out: a phase per sequence, and the whole numbers that the share
+  // passes along it.
+  Tier WantedTier(const ModelBlock& block, PageRole role) const {
     const double phase = std::ldexp(static_cast<uint32_t>(block.sequence * 0x9e3779b9u), -32);
+    const double share = config_.cxl_share[Index(role)];
+    const double before = phase + block.sequence_block * share;
+    return std::floor(before + share) > std::floor(before) ? Tier::kCxl : Tier::kDram;
+  }
+
+  // New host pages of a block lie in the tiers that the shares ask for, unless those are full.
+  void CheckPlacement(int32_t id, const HostPage& k, const HostPage& v) {
     for (const PageRole role : kPageRoles) {
-      const double share = config_.cxl_share[Index(role)];
-      const double before = phase + block.sequence_block * share;
-      const Tier wanted = std::floor(before + share) > std::floor(before) ? Tier::kCxl : Tier::kDram;
+      const Tier wanted = WantedTier(blocks_[id], role);
       const Tier tier = (role == PageRole::kKey ? k : v).tier;
       if (tier == wanted) continue;
       if (role == PageRole::kKey && wanted == Tier::kDram) ++expected_.placement_misses;
@@ -663,7 +700,7 @@ class Simulation {
   BlockManagerStats expected_;  // the cumulative counters
   uint64_t last_value_ = 0;
   int64_t step_ = 0, executed_ = 0, retired_ = 0;
-  int64_t refused_writes_ = 0, reads_checked_ = 0;
+  int64_t refused_writes_ = 0, reads_checked_ = 0, healed_ = 0, made_room_ = 0;
   std::deque<std::string> history_;
 };
 
@@ -706,6 +743,7 @@ TEST_P(BlockManagerRandomTest, AgreesWithTheNaiveModel) {
   }
   if (host && config.dram_pages[0] > 0 && config.cxl_pages[0] > 0) {
     EXPECT_GT(stats.migrations, 0);
+    EXPECT_GT(simulation.healed(), 0);
     EXPECT_GT(stats.migrations_dropped, 0);
     EXPECT_GT(stats.placement_misses, 0);
   }
@@ -717,7 +755,8 @@ TEST_P(BlockManagerRandomTest, AgreesWithTheNaiveModel) {
             << stats.recalls_dropped << "), migrations " << stats.migrations << " (dropped " << stats.migrations_dropped
             << "), host copies dropped " << stats.host_copies_dropped << ", host-direct writes "
             << stats.host_direct_writes << ", refused writes " << simulation.refused_writes() << ", reads checked "
-            << simulation.reads_checked() << "\n";
+            << simulation.reads_checked() << ", healed " << simulation.healed() << ", idle pages that made room "
+            << simulation.made_room() << "\n";
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, BlockManagerRandomTest, ::testing::ValuesIn(kConfigs),
