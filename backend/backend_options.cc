@@ -17,10 +17,12 @@ absl::Status CheckRange(const char* field, int64_t value, int64_t low, int64_t h
       absl::StrCat("create backend: ", field, " is ", value, "; accepted: ", low, " to ", high));
 }
 
+// Rates so small or large that times would overflow are no rates.
 absl::Status CheckRate(const char* field, double value) {
-  if (value >= 0) return absl::OkStatus();
+  constexpr double kLeast = 1e-6, kMost = 1e6;
+  if (value == 0 || (value >= kLeast && value <= kMost)) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat("create backend: ", field, " is ", value, "; accepted: 0 (unpaced) or more"));
+      absl::StrCat("create backend: ", field, " is ", value, "; accepted: 0 (unpaced), or ", kLeast, " to ", kMost));
 }
 
 // The CXL tier is one of a node, a device, or plain memory, and only the last may be slowed down to stand for CXL.
