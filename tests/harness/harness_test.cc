@@ -114,6 +114,13 @@ void WithCxl(HarnessOptions& o) {
   o.config.dram_bytes = 320 * kKiB;
   o.config.cxl_bytes = 4096 * kKiB;
 }
+// Both host tiers in two head groups, with migrations.
+void HeadGroups(HarnessOptions& o) {
+  WithCxl(o);
+  BlocksReused(o);
+  o.config.head_groups = 2;
+  o.config.mover_gigabytes_per_second = 1;
+}
 void Portable(HarnessOptions& o) { o.config.isa = HG_ISA_PORTABLE; }
 
 std::string CaseName(const ::testing::TestParamInfo<Case>& info) { return info.param.name; }
@@ -129,6 +136,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"CpuTieredBlocksReused", HG_DEVICE_CPU, HG_BINDING_TIERED, BlocksReused},
                       Case{"CpuTieredDrafts", HG_DEVICE_CPU, HG_BINDING_TIERED, Drafts},
                       Case{"CpuTieredWithCxl", HG_DEVICE_CPU, HG_BINDING_TIERED, WithCxl},
+                      Case{"CpuTieredHeadGroups", HG_DEVICE_CPU, HG_BINDING_TIERED, HeadGroups},
                       Case{"CpuTieredOddHeads", HG_DEVICE_CPU, HG_BINDING_TIERED, OddHeads},
                       Case{"CpuTieredPortable", HG_DEVICE_CPU, HG_BINDING_TIERED, Portable}),
     CaseName);
@@ -147,7 +155,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"EmulatedTieredNotCausal", HG_DEVICE_EMULATED, HG_BINDING_TIERED, NotCausal},
                       Case{"EmulatedTieredFloat16", HG_DEVICE_EMULATED, HG_BINDING_TIERED, Float16},
                       Case{"EmulatedTieredBFloat16", HG_DEVICE_EMULATED, HG_BINDING_TIERED, BFloat16},
-                      Case{"EmulatedTieredWithCxl", HG_DEVICE_EMULATED, HG_BINDING_TIERED, WithCxl}),
+                      Case{"EmulatedTieredWithCxl", HG_DEVICE_EMULATED, HG_BINDING_TIERED, WithCxl},
+                      Case{"EmulatedTieredHeadGroups", HG_DEVICE_EMULATED, HG_BINDING_TIERED, HeadGroups}),
     CaseName);
 
 }  // namespace
