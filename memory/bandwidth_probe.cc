@@ -266,6 +266,24 @@ std::string ToString(const ReadSpeed& speed) {
                          speed.disturbed ? " (disturbed)" : "");
 }
 
+std::string SpeedSummary(const std::vector<std::pair<std::string, absl::StatusOr<ReadSpeed>>>& named) {
+  std::string text;
+  double seconds = 0;
+  int fewest = 0;
+  int most = 0;
+  for (const auto& [name, speed] : named) {
+    if (!speed.ok()) continue;
+    absl::StrAppend(&text, name, ": ", ToString(*speed), "; ");
+    seconds += speed->seconds;
+    fewest = most == 0 ? speed->threads : std::min(fewest, speed->threads);
+    most = std::max(most, speed->threads);
+  }
+  if (text.empty()) return text;
+  absl::StrAppendFormat(&text, "measured in %.2f s with ", seconds);
+  absl::StrAppend(&text, fewest < most ? absl::StrCat(fewest, " to ") : "", most, most == 1 ? " thread" : " threads");
+  return text;
+}
+
 int64_t ProbeBytes(int threads) { return ChunksPerSample(threads) * kChunk; }
 
 absl::StatusOr<ReadSpeed> ProbeRange(const std::vector<absl::Span<const std::byte>>& pieces,

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -39,6 +40,10 @@ struct ReadSpeed {
 
 // "21.3 GB/s, 110 ns", and " (disturbed)" if so.
 std::string ToString(const ReadSpeed& speed);
+
+// One line for a log: "DRAM node 0: 21.3 GB/s, 110 ns; CXL node 1: ...; measured in 0.4 s with 2 threads". What was not
+// measured is left out; empty if nothing was.
+std::string SpeedSummary(const std::vector<std::pair<std::string, absl::StatusOr<ReadSpeed>>>& named);
 
 // Bytes that a measurement with this many threads reads per sample, if there are as many.
 int64_t ProbeBytes(int threads);

@@ -179,6 +179,16 @@ TEST(BandwidthProbeTest, TextForTheLog) {
   speed.bytes_per_second = 21.34e9;
   speed.nanoseconds = 110.4;
   EXPECT_EQ(ToString(speed), "21.3 GB/s, 110 ns");
+  speed.threads = 2;
+  speed.seconds = 0.2;
+  EXPECT_EQ(SpeedSummary({{"DRAM node 0", speed}}),
+            "DRAM node 0: 21.3 GB/s, 110 ns; measured in 0.20 s with 2 threads");
+  ReadSpeed other = speed;
+  other.threads = 1;
+  EXPECT_EQ(SpeedSummary({{"a", speed}, {"b", absl::InternalError("no")}, {"c", other}}),
+            "a: 21.3 GB/s, 110 ns; c: 21.3 GB/s, 110 ns; measured in 0.40 s with 1 to 2 threads");
+  EXPECT_EQ(SpeedSummary({{"c", other}}), "c: 21.3 GB/s, 110 ns; measured in 0.20 s with 1 thread");
+  EXPECT_EQ(SpeedSummary({{"b", absl::InternalError("no")}}), "");
 }
 
 }  // namespace
