@@ -231,7 +231,7 @@ class Probe {
     for (const Sample& sample : samples_) {
       if (sample.clean || speed.disturbed) rates.push_back(sample.bytes_per_second);
     }
-    speed.bytes_per_second = Median(std::move(rates));
+    speed.bytes_per_second = speed.disturbed ? *std::max_element(rates.begin(), rates.end()) : Median(std::move(rates));
     speed.nanoseconds = Median(latencies_);
     speed.range_bytes = static_cast<int64_t>(chunks_.size()) * kChunk;
     speed.bytes_read = bytes_read_;

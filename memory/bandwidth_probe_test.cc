@@ -110,11 +110,16 @@ TEST(BandwidthProbeTest, WithoutThreeCleanSamplesItIsCalledDisturbed) {
   int64_t looks = 0;
   nanoseconds time{0};
   ProbeOptions options;
-  options.now = [&] { return time += (++looks % 10 == 0 ? milliseconds(1) : nanoseconds(1000)); };
+  // A sample looks 11 times, so that one is held up for more than a millisecond but the seventh for half as long.
+  options.now = [&] {
+    const bool seventh = looks / 11 == 6;
+    return time += (++looks % 10 != 0 ? nanoseconds(1000) : seventh ? nanoseconds(500'000) : milliseconds(1));
+  };
   const ReadSpeed speed = ProbeRange({memory.span()}, options).value();
   EXPECT_TRUE(speed.disturbed);
   EXPECT_LT(speed.clean_samples, 3);
   EXPECT_EQ(speed.samples, 18) << "it tries for longer";
+  EXPECT_DOUBLE_EQ(speed.bytes_per_second, 2 * kMiB / (9e-6 + 500e-6)) << "the fastest";
   EXPECT_TRUE(absl::StrContains(ToString(speed), "disturbed"));
 }
 
