@@ -41,7 +41,7 @@ HostTiersOptions SomePages(Machine& machine) {
     options.dram_pages[Index(role)] = 40;
     options.cxl_pages[Index(role)] = 20;
   }
-  options.dram_node = 0;
+  options.dram_nodes = {0};
   options.cxl_node = 1;
   return options;
 }
