@@ -77,7 +77,7 @@ absl::StatusOr<std::unique_ptr<HostTiers>> HostTiers::Create(const HostTiersOpti
       absl::StatusOr<std::unique_ptr<Arena>> memory = create(arena, group * stride + part.offset, part.bytes);
       if (!memory.ok()) return memory.status();
       if (cxl && !options.cxl_device.empty()) device_offset += (*memory)->bytes();
-      TierArena entry{part.tier, part.role, *std::move(memory), {}, group};
+      TierArena entry{part.tier, part.role, group, *std::move(memory), {}};
       if (options.registrar != nullptr) {
         absl::StatusOr<RegistrationReport> report = entry.memory->Register(*options.registrar);
         if (!report.ok()) return report.status();

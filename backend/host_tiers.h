@@ -30,9 +30,9 @@ struct HostTiersOptions {
 struct TierArena {
   Tier tier = Tier::kDram;
   PageRole role = PageRole::kKey;
+  int head_group = 0;
   std::unique_ptr<Arena> memory;
   PinReport pin;  // zeros without a registrar
-  int head_group = 0;
 };
 
 class HostTiers {
