@@ -48,6 +48,11 @@ int UsableCpus() {
 
 }  // namespace
 
+absl::Status CudaStatus() {
+  return absl::UnimplementedError(
+      "device kind cuda: this build has no CUDA code; accepted: cpu, emulated, or a build made where nvcc is");
+}
+
 absl::Status Validate(const BackendOptions& o) {
   constexpr int kMaxThreads = 4096;
   for (const absl::Status& status : {
@@ -97,8 +102,7 @@ absl::Status Validate(const BackendOptions& o) {
                                                    "; accepted: more than 0 seconds"));
   }
   if (o.device_kind == DeviceKind::kCuda) {
-    return absl::UnimplementedError(
-        "create backend: device_kind cuda is not part of this build; accepted: cpu, emulated");
+    if (absl::Status status = CudaStatus(); !status.ok()) return status;
   }
   if (o.binding == Binding::kTiered && o.dram_bytes == 0 && o.cxl_bytes == 0) {
     return absl::InvalidArgumentError(

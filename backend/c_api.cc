@@ -171,6 +171,7 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
   o.device_gigabytes_per_second = c->device_gigabytes_per_second;
   o.mover_gigabytes_per_second = c->mover_gigabytes_per_second;
   o.head_groups = c->head_groups;
+  o.cuda_device = c->cuda_device;
   if (c->timeout_seconds != 0) {
     constexpr double kMaxSeconds = 1e6;
     if (!(c->timeout_seconds > 0 && c->timeout_seconds <= kMaxSeconds)) {
@@ -234,6 +235,10 @@ const char* hg_build_info(void) {
                                         ", CPU features: ", features.ToString()));
   }();
   return info->c_str();
+}
+
+hg_status hg_cuda_status(void) {
+  return Guard("CUDA status", [] { return hybridgen::CudaStatus(); });
 }
 
 hg_status hg_backend_create(const hg_config* config, hg_backend** out) {
@@ -383,6 +388,7 @@ hg_status hg_backend_plan_step(hg_backend* backend, const hg_batch* batch, hg_pl
       step.has_slot_mapping = true;
       step.slot_mapping = {b->slot_mapping, static_cast<size_t>(b->num_slots)};
     }
+    step.stream = b->stream;
     std::unique_ptr<hg_plan> made;
     if (*plan == nullptr) made = std::make_unique<hg_plan>();
     absl::Status status = impl.PlanStep(step, made != nullptr ? made->impl : (*plan)->impl);

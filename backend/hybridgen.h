@@ -99,6 +99,7 @@ typedef struct hg_config {
   double mover_gigabytes_per_second; /* budget of migrations between host tiers; 0: none are made */
   int32_t head_groups; /* parts of the KV heads, each with a DRAM node of its own; 0: one for each DRAM node with CPUs;
                           a number that the machine does not have is emulated, without binding */
+  int32_t cuda_device; /* cuda kind: ordinal of the GPU as this process sees it */
 } hg_config;
 
 HG_EXPORT int32_t hg_abi_version(void);
@@ -106,6 +107,10 @@ HG_EXPORT int32_t hg_abi_version(void);
 HG_EXPORT const char* hg_last_error(void);
 /* One line: library version, CPU features, ISA rows. Static storage. */
 HG_EXPORT const char* hg_build_info(void);
+/* HG_OK if a backend of device kind cuda can be had, as far as can be told without initialising CUDA, which a process
+ * that forks must not do. Else HG_UNIMPLEMENTED (this build has no CUDA code) or HG_UNAVAILABLE (no driver, or too
+ * old). */
+HG_EXPORT hg_status hg_cuda_status(void);
 
 HG_EXPORT hg_status hg_backend_create(const hg_config* config, hg_backend** out);
 HG_EXPORT void hg_backend_destroy(hg_backend* backend); /* null is fine */
@@ -183,6 +188,9 @@ typedef struct hg_batch {
    * slots follow from the table and the positions. */
   const int64_t* slot_mapping;
   int64_t num_slots; /* length of slot_mapping */
+  /* cuda kind: the cudaStream_t (null: the default stream) in whose order the step runs, from planning to its last
+   * layer. The other kinds do not look at it. */
+  void* stream;
 } hg_batch;
 
 /* Plans a step. *plan: null makes a new plan, else that plan is refilled (its memory is reused). In the tiered binding
@@ -191,7 +199,8 @@ typedef struct hg_batch {
 HG_EXPORT hg_status hg_backend_plan_step(hg_backend* backend, const hg_batch* batch, hg_plan** plan);
 HG_EXPORT void hg_plan_destroy(hg_plan* plan);
 
-/* A [tokens][heads][head_size] tensor of the backend's dtype; dims of one head are contiguous. */
+/* A [tokens][heads][head_size] tensor of the backend's dtype; dims of one head are contiguous. cuda kind: in device
+ * memory, like the data of hg_pool and hg_regions; tensors may have more rows than the step has tokens. */
 typedef struct hg_tensor {
   void* data;
   int64_t token_stride;

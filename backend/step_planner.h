@@ -30,6 +30,7 @@ struct StepBatch {
   // Identity binding only, may be null: slot = block * block_size + offset per token, negative: not written.
   absl::Span<const int64_t> slot_mapping;
   bool has_slot_mapping = false;
+  void* stream = nullptr;  // device kind cuda: the engine's stream; the planner does not look at it
 };
 
 // What a planner knows of the layers.

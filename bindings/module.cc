@@ -45,6 +45,12 @@ std::string ReadText(const Fill& fill, size_t expected = 0) {
   return text;
 }
 
+// Why device kind cuda cannot be had; none if it can, as far as is known before CUDA is initialised.
+std::optional<std::string> CudaProblem() {
+  if (hg_cuda_status() == HG_OK) return std::nullopt;
+  return hg_last_error();
+}
+
 std::string TopologyJson(const std::optional<std::string>& root, const std::optional<std::string>& override_kinds) {
   return ReadText([&](char* buffer, size_t capacity, size_t* needed) {
     return hg_topology_json(root ? root->c_str() : nullptr, override_kinds ? override_kinds->c_str() : nullptr, buffer,
@@ -227,7 +233,7 @@ class Backend {
   }
 
   void PlanStep(Plan& plan, py::handle query_start, py::handle seq_lens, bool causal, py::handle block_tables,
-                py::handle requests, py::handle slot_mapping) {
+                py::handle requests, py::handle slot_mapping, uint64_t stream) {
     const Use use(this);
     if (plan.owner_ != 0) CheckOwner(plan);
     const int32_t* const lens = Array<int32_t>("seq_lens", seq_lens, 1, -1);
@@ -248,6 +254,7 @@ class Backend {
       batch.slot_mapping = Array<int64_t>("slot_mapping", slot_mapping, 1, -1);
       batch.num_slots = py::len(slot_mapping);
     }
+    batch.stream = reinterpret_cast<void*>(stream);
     hg_status status;
     {
       const py::gil_scoped_release release;
@@ -326,14 +333,17 @@ class Backend {
   std::atomic<bool> busy_{false};
 };
 
-std::unique_ptr<Backend> MakeBackend(
-    const std::string& device_kind, const std::string& binding, const std::string& executor, const std::string& isa,
-    const std::string& dtype, int32_t num_kv_heads, int32_t head_size, int32_t block_size, int32_t num_threads,
-    int32_t device_threads, int32_t speculative_tokens, int64_t dram_bytes, int64_t cxl_bytes, int32_t dram_node,
-    int32_t cxl_node, const std::optional<std::string>& cxl_device, const std::string& placement,
-    int32_t interleave_dram_weight, int32_t interleave_cxl_weight, double dram_gigabytes_per_second,
-    double cxl_gigabytes_per_second, double mover_gigabytes_per_second, double streaming_share,
-    double device_gigabytes_per_second, double timeout_seconds, const std::optional<std::vector<int32_t>>& cpus) {
+std::unique_ptr<Backend> MakeBackend(const std::string& device_kind, const std::string& binding,
+                                     const std::string& executor, const std::string& isa, const std::string& dtype,
+                                     int32_t num_kv_heads, int32_t head_size, int32_t block_size, int32_t num_threads,
+                                     int32_t device_threads, int32_t speculative_tokens, int64_t dram_bytes,
+                                     int64_t cxl_bytes, int32_t dram_node, int32_t cxl_node,
+                                     const std::optional<std::string>& cxl_device, const std::string& placement,
+                                     int32_t interleave_dram_weight, int32_t interleave_cxl_weight,
+                                     double dram_gigabytes_per_second, double cxl_gigabytes_per_second,
+                                     double mover_gigabytes_per_second, double streaming_share,
+                                     double device_gigabytes_per_second, double timeout_seconds,
+                                     const std::optional<std::vector<int32_t>>& cpus, int32_t cuda_device) {
   hg_config config = {};
   config.struct_size = sizeof(config);
   config.device_kind = ValueOf("device_kind", device_kind, kDeviceKinds);
@@ -361,6 +371,7 @@ std::unique_ptr<Backend> MakeBackend(
   config.streaming_share = streaming_share;
   config.device_gigabytes_per_second = device_gigabytes_per_second;
   config.timeout_seconds = timeout_seconds;
+  config.cuda_device = cuda_device;
   if (cpus) {
     config.cpus = cpus->data();
     config.num_cpus = static_cast<int32_t>(cpus->size());
@@ -378,6 +389,7 @@ PYBIND11_MODULE(_core, module) {
   }
   module.def("abi_version", &hg_abi_version);
   module.def("build_info", &hg_build_info, "Library version, CPU features, kernel rows.");
+  module.def("cuda_problem", &CudaProblem, "Why device kind cuda cannot be had, or None; does not initialise CUDA.");
   module.def(
       "topology_json", &TopologyJson, py::arg("root") = py::none(), py::arg("override") = py::none(),
       "Memory nodes, memory devices, GPUs and advice on tiers as JSON. root: a directory that holds sys and proc; "
@@ -396,7 +408,8 @@ PYBIND11_MODULE(_core, module) {
            arg("placement") = "auto", arg("interleave_dram_weight") = 1, arg("interleave_cxl_weight") = 1,
            arg("dram_gigabytes_per_second") = 0.0, arg("cxl_gigabytes_per_second") = 0.0,
            arg("mover_gigabytes_per_second") = 0.0, arg("streaming_share") = 0.0,
-           arg("device_gigabytes_per_second") = 0.0, arg("timeout_seconds") = 0.0, arg("cpus") = py::none())
+           arg("device_gigabytes_per_second") = 0.0, arg("timeout_seconds") = 0.0, arg("cpus") = py::none(),
+           arg("cuda_device") = 0)
       .def("add_layer", &Backend::AddLayer, py::kw_only(), arg("num_query_heads"), arg("scale"), arg("soft_cap") = 0.0f,
            arg("sliding_window") = 0, arg("alibi_slopes") = py::none(), arg("sinks") = py::none(),
            "Returns the layer's index: 0, 1, ...")
@@ -408,9 +421,9 @@ PYBIND11_MODULE(_core, module) {
            "deltas: (event, request number, block ids), event one of set, append, preempt, finish.")
       .def("plan_step", &Backend::PlanStep, arg("plan"), py::kw_only(), arg("query_start"), arg("seq_lens"),
            arg("causal") = true, arg("block_tables") = py::none(), arg("requests") = py::none(),
-           arg("slot_mapping") = py::none(),
+           arg("slot_mapping") = py::none(), arg("stream") = 0,
            "numpy arrays: int32 query_start [n + 1], seq_lens [n] and block_tables [n, width], uint64 requests [n], "
-           "int64 slot_mapping.")
+           "int64 slot_mapping. stream: the CUDA stream that the step runs in, 0 the default one; device kind cuda.")
       .def("forward", &Backend::Forward, arg("plan"), arg("layer"), arg("query"), arg("query_token_stride"),
            arg("query_head_stride"), arg("key"), arg("key_token_stride"), arg("key_head_stride"), arg("value"),
            arg("value_token_stride"), arg("value_head_stride"), arg("output"), arg("output_token_stride"),
