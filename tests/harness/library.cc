@@ -32,6 +32,7 @@ absl::StatusOr<Library> OpenLibrary(const std::string& path) {
   status.Update(Look(handle, "hg_abi_version", &library.abi_version));
   status.Update(Look(handle, "hg_last_error", &library.last_error));
   status.Update(Look(handle, "hg_build_info", &library.build_info));
+  status.Update(Look(handle, "hg_cuda_status", &library.cuda_status));
   status.Update(Look(handle, "hg_backend_create", &library.backend_create));
   status.Update(Look(handle, "hg_backend_destroy", &library.backend_destroy));
   status.Update(Look(handle, "hg_backend_add_layer", &library.backend_add_layer));

@@ -15,6 +15,7 @@ struct Library {
   decltype(&::hg_abi_version) abi_version;
   decltype(&::hg_last_error) last_error;
   decltype(&::hg_build_info) build_info;
+  decltype(&::hg_cuda_status) cuda_status;
   decltype(&::hg_backend_create) backend_create;
   decltype(&::hg_backend_destroy) backend_destroy;
   decltype(&::hg_backend_add_layer) backend_add_layer;
