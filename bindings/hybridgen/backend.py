@@ -5,16 +5,16 @@ from typing import ClassVar
 
 import torch
 
-from hybridgen import compat, config
-from hybridgen.engine import IdentityEngine, Metadata
+from hybridgen import compat, config, platforms
+from hybridgen.engine import IdentityEngine, Metadata, current_stream
 from hybridgen.errors import FailedPrecondition, InvalidArgument, Unimplemented
-
-HEAD_SIZES = [*range(8, 257, 8), 512]
 
 
 class HybridGenBackend(compat.AttentionBackend):
-    """What the identity binding can do; the tiered binding's further refusals are in `hybridgen.refusals`."""
+    """What the CPU kernels do, in either binding; further refusals are in `hybridgen.refusals`."""
 
+    _head_sizes: ClassVar[list[int]] = [*range(8, 257, 8), 512]
+    _head_sizes_text: ClassVar[str] = "multiples of 8 up to 256, and 512"
     forward_includes_kv_cache_update: bool = True
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float32, torch.float16, torch.bfloat16]
     supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
@@ -37,7 +37,7 @@ class HybridGenBackend(compat.AttentionBackend):
 
     @classmethod
     def get_supported_head_sizes(cls) -> list[int]:
-        return HEAD_SIZES
+        return cls._head_sizes
 
     @classmethod
     def supported_kv_cache_layouts(cls) -> tuple:
@@ -66,21 +66,38 @@ class HybridGenBackend(compat.AttentionBackend):
         same_dtype = kv_cache_dtype in (None, "auto") or kv_cache_dtype == str(dtype).removeprefix("torch.")
         if not same_dtype and "kv_cache_dtype not supported" not in reasons:
             reasons.append("kv_cache_dtype not supported")
+        dtypes = ", ".join(str(accepted).removeprefix("torch.") for accepted in cls.supported_dtypes)
         details = {
-            "head_size": f"{head_size}; accepted: multiples of 8 up to 256, and 512",
-            "dtype": f"{dtype}; accepted: float32, float16, bfloat16",
+            "head_size": f"{head_size}; accepted: {cls._head_sizes_text}",
+            "dtype": f"{dtype}; accepted: {dtypes}",
             "kv_cache_dtype": f"{kv_cache_dtype}; accepted: auto, or the dtype of the model",
             "block_size": f"{block_size}; accepted: multiples of 16",
         }
         return [f"{r} ({details[r.split()[0]]})" if r.split()[0] in details else r for r in reasons]
 
 
+class HybridGenCudaBackend(HybridGenBackend):
+    """What the CUDA kernels do (kernels/cuda/launch.h). They have not run on a GPU yet."""
+
+    supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16]
+    _head_sizes: ClassVar[list[int]] = [64, 96, 128, 256]
+    _head_sizes_text: ClassVar[str] = "64, 96, 128, 256"
+
+    @classmethod
+    def supports_compute_capability(cls, capability) -> bool:
+        return capability is not None and capability.major >= 8
+
+
 class HybridGenMetadataBuilder(compat.AttentionMetadataBuilder):
     """Plans a step once for all layers of its group.
 
-    With the tiered binding the worker sets `engine` after it has bound the cache; without it the builder makes its own
-    engine, whose cache is vLLM's tensor.
+    The worker sets `engine` after it has bound the cache: always with the tiered binding, and on a GPU. Else the builder
+    makes its own engine, whose cache is vLLM's tensor.
     """
+
+    # Plans are made and the joint's steps begun in Python, which a replay does not run; so attention stays out of
+    # captured graphs, between the pieces of piecewise ones.
+    _cudagraph_support = compat.AttentionCGSupport.NEVER
 
     def __init__(self, kv_cache_spec, layer_names, vllm_config, device) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
@@ -100,7 +117,7 @@ class HybridGenMetadataBuilder(compat.AttentionMetadataBuilder):
                 "the tiered binding needs HybridGen's worker, which has not bound the KV cache; leave worker_cls at "
                 "'auto'"
             )
-        return IdentityEngine(settings, spec)
+        return IdentityEngine(settings, spec, self.device)
 
 
 def engine_settings(vllm_config) -> config.Config:
@@ -111,7 +128,7 @@ def engine_settings(vllm_config) -> config.Config:
     if resolved is not None:
         return config.Config(**resolved)
     settings = config.load(os.environ, additional.get("hybridgen") if isinstance(additional, dict) else None)
-    return config.identity(settings)
+    return config.identity(settings, platforms.current().device_kinds[0])
 
 
 class HybridGenImpl(compat.AttentionImpl):
@@ -175,7 +192,7 @@ class HybridGenImpl(compat.AttentionImpl):
         The one call per layer and step: kept lean, because its fixed cost is paid for every layer of every token.
         """
         if attn_metadata is None or attn_metadata.plan is None:  # warm-up and dummy runs
-            return output
+            return output.fill_(0)
         if output_scale is not None or output_block_scale is not None:
             raise Unimplemented("fused output quantisation is not supported")
         core = attn_metadata.core
@@ -197,6 +214,11 @@ class HybridGenImpl(compat.AttentionImpl):
             v_data, (v_token, v_head, v_dim) = value.data_ptr(), value.stride()
         if not q_dim == o_dim == k_dim == v_dim == 1:
             raise InvalidArgument("dims of a head are not contiguous in query, key, value or output; accepted: stride 1")
+        if attn_metadata.stream is not None and current_stream(query.device) != attn_metadata.stream:
+            raise FailedPrecondition(
+                "a layer runs in another CUDA stream than its step was planned in, which nothing would order; run "
+                "attention in one stream"
+            )
         core.forward(
             attn_metadata.plan, self._index, query.data_ptr(), q_token, q_head, k_data, k_token, k_head,
             v_data, v_token, v_head, output.data_ptr(), o_token, o_head,

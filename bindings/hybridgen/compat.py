@@ -10,6 +10,7 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import (
     AttentionBackend,
+    AttentionCGSupport,
     AttentionImpl,
     AttentionMetadataBuilder,
     AttentionType,
@@ -29,8 +30,9 @@ from vllm.v1.kv_cache_interface import (
 # Below vLLM's own logger, so that vLLM's logging configuration applies.
 logger = init_logger("vllm.hybridgen")
 
-# The worker class that the CPU platform sets when the user named none.
+# The worker classes that the platforms set when the user named none.
 CPU_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
+GPU_WORKER = "vllm.v1.worker.gpu_worker.Worker"
 
 
 def cpu_worker_class() -> type:
@@ -38,3 +40,10 @@ def cpu_worker_class() -> type:
     from vllm.v1.worker.cpu_worker import CPUWorker
 
     return CPUWorker
+
+
+def gpu_worker_class() -> type:
+    """vLLM's worker for GPUs."""
+    from vllm.v1.worker.gpu_worker import Worker
+
+    return Worker

@@ -142,8 +142,8 @@ SETTINGS = (
         _choice(AUTO, "cpu", "emulated", "cuda"),
         "auto, cpu, emulated, cuda",
         "Who does the device tier's work. `cpu`: no accelerator, CPU threads do everything. `emulated`: some threads "
-        "and their own pool stand for one. `auto` is `cpu` on vLLM's CPU platform. `cuda` is refused by name until its "
-        "worker exists.",
+        "and their own pool stand for one. `cuda`: a GPU. `auto` is `cpu` on vLLM's CPU platform, which also takes "
+        "`emulated`, and `cuda` on its CUDA platform, which takes no other.",
     ),
     Setting(
         "dram",
@@ -151,8 +151,8 @@ SETTINGS = (
         _size,
         "auto, or a size such as 0, 512M, 8G",
         "DRAM tier of the KV cache of this host, divided among its ranks, reserved in full at start. `auto`: 0 in the "
-        "`cpu` kind (the engine's own tensor is DRAM already), half of the free memory in the `emulated` kind. With "
-        "both tiers 0 the binding is identity.",
+        "`cpu` kind (the engine's own tensor is DRAM already) and in the `cuda` kind, half of the free memory in the "
+        "`emulated` kind. With both tiers 0 the binding is identity.",
     ),
     Setting(
         "cxl",
@@ -230,7 +230,8 @@ SETTINGS = (
         "0",
         _integer(0, 4096),
         "0 to 4096",
-        "Threads of the CPU worker; 0: all CPUs of the process (`emulated`: less the device's).",
+        "Threads of the CPU worker; 0: all CPUs of the process (`emulated`: less the device's; `cuda`: divided among "
+        "the host's ranks).",
     ),
     Setting(
         "device_threads",
@@ -318,9 +319,9 @@ class Config:
         return self.dram + self.cxl > 0
 
 
-def identity(settings: Config) -> Config:
-    """`settings` with no host tier: the engine's tensor is the whole cache."""
-    kind = "cpu" if settings.device_kind == AUTO else settings.device_kind
+def identity(settings: Config, auto_kind: str = "cpu") -> Config:
+    """`settings` with no host tier: the engine's tensor is the whole cache. `auto_kind`: what device kind auto means."""
+    kind = auto_kind if settings.device_kind == AUTO else settings.device_kind
     return replace(settings, device_kind=kind, dram=0, cxl=0, cxl_node=-1, cxl_device="", cxl_gbps=0.0)
 
 

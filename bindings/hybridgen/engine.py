@@ -1,7 +1,8 @@
 """The bridge between one vLLM engine and the library: who plans a step, from what, and for which layers.
 
-IdentityEngine belongs to one metadata builder and plans from the engine's tensors. TieredEngine belongs to one worker
-and plans from the host mirror of the block tables alone.
+IdentityEngine belongs to one metadata builder and plans from the engine's block tables. TieredEngine belongs to one
+worker and plans from the host mirror of the block tables alone. What a worker makes plans from host memory only, so that
+it never waits for the device.
 """
 
 import os
@@ -24,13 +25,19 @@ _PLANS = 3
 class Metadata:
     """What vLLM hands from the builder to every layer of a step."""
 
-    __slots__ = ("core", "dtype", "engine", "plan")
+    __slots__ = ("core", "dtype", "engine", "plan", "stream")
 
-    def __init__(self, engine, plan) -> None:
+    def __init__(self, engine, plan, stream: int | None = None) -> None:
         self.engine = engine
         self.core = engine.core
         self.dtype = engine.dtype
         self.plan = plan  # None: a dummy run, nothing is written or attended
+        self.stream = stream  # the CUDA stream that the step was planned in; None without an accelerator
+
+
+def current_stream(device: torch.device) -> int | None:
+    """Handle of the stream that PyTorch's calls on `device` go to now; None for host memory."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
 
 
 def own_cpus(settings: Config, environ: Mapping[str, str] = os.environ) -> tuple[list[int] | None, str]:
@@ -49,8 +56,13 @@ def own_cpus(settings: Config, environ: Mapping[str, str] = os.environ) -> tuple
     return None, "not pinned"
 
 
-def make_core(settings: Config, spec, speculative_tokens: int = 0) -> _core.Backend:
-    """A library backend for layers of one geometry; `spec` is vLLM's AttentionSpec."""
+def make_core(settings: Config, spec, device: torch.device, speculative_tokens: int = 0) -> _core.Backend:
+    """A library backend for layers of one geometry on vLLM's `device`; `spec` is vLLM's AttentionSpec."""
+    if (device.type == "cuda") != (settings.device_kind == "cuda"):
+        raise InvalidArgument(
+            f"device kind {settings.device_kind} with tensors in {device.type} memory; accepted: cuda for CUDA tensors, "
+            "cpu or emulated for those in host memory"
+        )
     if spec.head_size_v != spec.head_size:
         raise Unimplemented(f"values of {spec.head_size_v} dims with keys of {spec.head_size}; accepted: equal sizes")
     placement, dram_weight, cxl_weight = placement_weights(settings.placement)
@@ -79,6 +91,7 @@ def make_core(settings: Config, spec, speculative_tokens: int = 0) -> _core.Back
         streaming_share=settings.streaming_share,
         device_gigabytes_per_second=settings.device_gbps,
         timeout_seconds=settings.timeout,
+        cuda_device=device.index or 0,
     )
 
 
@@ -103,33 +116,81 @@ def _causal(causal) -> bool:
     return bool(causal)
 
 
-class IdentityEngine:
-    """Identity binding for one attention group: vLLM's tensor is the cache, a block id is a slot in it."""
+def _to_host(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor as an array: in host memory the same bytes, else a copy, which waits for the device."""
+    return tensor.cpu().numpy()
 
-    def __init__(self, settings: Config, spec) -> None:
-        self.core = make_core(settings, spec)
+
+class Engine:
+    """What the two bindings have in common. A worker tells its engines of each step before any builder plans it."""
+
+    def __init__(self, settings: Config, spec, device: torch.device, speculative_tokens: int = 0) -> None:
+        self.core = make_core(settings, spec, device, speculative_tokens)
         self.dtype = spec.dtype
+        self._device = device
+        self._plans = [_core.Plan() for _ in range(_PLANS)]
+        self._step = 0
+        self._in_step = False
+
+    def begin_step(self, scheduled) -> None:
+        """`scheduled` is vLLM's SchedulerOutput. Without scheduled tokens vLLM makes dummy runs at most."""
+        self._in_step = scheduled.total_num_scheduled_tokens > 0
+        self._step += 1
+
+    def end_step(self) -> None:
+        self._in_step = False
+
+    def _plan(self, **batch) -> Metadata:
+        """Plans a step in the current stream."""
+        plan = self._plans[self._step % _PLANS]
+        stream = current_stream(self._device)
+        self.core.plan_step(plan, stream=stream or 0, **batch)
+        return Metadata(self, plan, stream)
+
+
+class IdentityEngine(Engine):
+    """Identity binding for one attention group: vLLM's tensor is the cache, a block id is a slot in it.
+
+    `host_tables` gives the group's block tables [rows, width] in host memory; then planning does not touch the device,
+    and only steps that the worker announced are planned. Without it the batch's own tensors are read, each of them a
+    step.
+    """
+
+    def __init__(
+        self,
+        settings: Config,
+        spec,
+        device: torch.device = torch.device("cpu"),
+        host_tables: Callable[[], np.ndarray] | None = None,
+    ) -> None:
+        super().__init__(settings, spec, device)
         self._block_size = spec.block_size
         self._head_size = spec.head_size
+        self._host_tables = host_tables
         self._indices: dict[int, int] = {}  # id(impl) -> layer; the impls are kept alive in _impls
         self._impls: list = []
-        self._plans = [_core.Plan() for _ in range(_PLANS)]
-        self._steps = 0
 
     def plan(self, batch) -> Metadata:
         """Plans the step of vLLM's CommonAttentionMetadata."""
         n = batch.num_reqs
-        plan = self._plans[self._steps % _PLANS]
-        self._steps += 1
-        self.core.plan_step(
-            plan,
-            query_start=batch.query_start_loc[: n + 1].numpy(),
-            seq_lens=batch.seq_lens[:n].numpy(),
-            causal=_causal(batch.causal),
-            block_tables=batch.block_table_tensor[:n].numpy(),
-            slot_mapping=batch.slot_mapping.numpy(),
+        causal = _causal(batch.causal)
+        if self._host_tables is None:
+            self._step += 1
+            return self._plan(
+                query_start=_to_host(batch.query_start_loc[: n + 1]),
+                seq_lens=_to_host(batch.seq_lens[:n]),
+                causal=causal,
+                block_tables=_to_host(batch.block_table_tensor[:n]),
+                slot_mapping=_to_host(batch.slot_mapping),
+            )
+        if not self._in_step:
+            return Metadata(self, None)  # a dummy run, with stale tables
+        return self._plan(  # slots follow from the tables
+            query_start=batch.query_start_loc_cpu[: n + 1].numpy(),
+            seq_lens=batch.seq_lens_cpu_upper_bound[:n].numpy(),
+            causal=causal,
+            block_tables=self._host_tables()[:n],
         )
-        return Metadata(self, plan)
 
     def attach(self, impl, kv_cache: torch.Tensor) -> None:
         """(Re)binds an impl to its view [blocks, kv_heads, block_size, 2 * head_size] of the cache."""
@@ -158,7 +219,7 @@ class IdentityEngine:
         self.core.close()
 
 
-class TieredEngine:
+class TieredEngine(Engine):
     """Tiered binding of one worker: block ids range over all tiers, planning reads the host mirror only.
 
     `layers` are the impls in layer order, `views` their KV views; layers that share KV have the same view.
@@ -169,21 +230,18 @@ class TieredEngine:
         self,
         settings: Config,
         spec,
+        device: torch.device,
         layers: Iterable,
         views: Iterable[torch.Tensor],
         num_blocks: int,
         speculative_tokens: int,
         batch_order: Callable[[], list[str]],
     ) -> None:
-        self.core = make_core(settings, spec, speculative_tokens)
-        self.dtype = spec.dtype
+        super().__init__(settings, spec, device, speculative_tokens)
         self._layers = list(layers)
         self._views = list(views)
         self._batch_order = batch_order
         self._check = settings.check
-        self._plans = [_core.Plan() for _ in range(_PLANS)]
-        self._step = 0
-        self._in_step = False
         self._key = None
         self._metadata = None
         self._numbers: dict[str, int] = {}  # vLLM's request id -> number in the mirror
@@ -221,11 +279,7 @@ class TieredEngine:
                     self._tables[request].extend(blocks[0])
         if deltas:
             self.core.update_requests(deltas)
-        self._step += 1
-        self._in_step = True
-
-    def end_step(self) -> None:
-        self._in_step = False
+        super().begin_step(scheduled)
 
     def plan(self, batch) -> Metadata:
         """The step's plan; the same batch of the same step gives the same object."""
@@ -243,15 +297,13 @@ class TieredEngine:
             raise FailedPrecondition("one step brought two different batches, which host tiers do not support")
         if self._check:
             self._compare(batch, requests, seq_lens)
-        plan = self._plans[self._step % _PLANS]
-        self.core.plan_step(
-            plan,
+        self._metadata = self._plan(
             query_start=query_start,
             seq_lens=seq_lens,
             causal=causal,
             requests=np.fromiter((self._numbers[request] for request in requests), np.uint64, n),
         )
-        self._key, self._metadata = key, Metadata(self, plan)
+        self._key = key
         return self._metadata
 
     def attach(self, impl, kv_cache: torch.Tensor) -> None:
@@ -286,7 +338,7 @@ class TieredEngine:
 
     def _compare(self, batch, requests: tuple[str, ...], seq_lens: np.ndarray) -> None:
         """HYBRIDGEN_CHECK: the mirror against the engine's tensors, over the entries that the step may look at."""
-        lens = batch.seq_lens[: len(requests)].numpy()
+        lens = _to_host(batch.seq_lens[: len(requests)])
         if not np.array_equal(lens, seq_lens):
             raise FailedPrecondition(f"sequence lengths on the host {seq_lens} differ from the tensors' {lens}")
         block_size = self._views[0].shape[2]

@@ -1,7 +1,8 @@
 """Entry point of vLLM's `general_plugins` group: makes `attention_backend="CUSTOM"` mean HybridGen.
 
-vLLM's CPU platform ignores every attention backend but its own, so two classmethods of the platform are wrapped. The
-wrappers do nothing unless CUSTOM is selected.
+vLLM's CPU platform ignores every attention backend but its own, so two classmethods of the platform are wrapped; on the
+CUDA platform the same two give refusals in one sentence and set the worker. The wrappers do nothing unless CUSTOM is
+selected.
 """
 
 import logging
@@ -11,12 +12,11 @@ from dataclasses import asdict, replace
 from hybridgen import config, tiers
 from hybridgen.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unimplemented
 
-BACKEND = "hybridgen.backend.HybridGenBackend"
-WORKER = "hybridgen.worker.HybridGenWorker"
 _WRAPPED = "_hybridgen_wrapped"
 
-# Device tier of the tiered binding when neither kv_cache_memory_bytes nor VLLM_CPU_KVCACHE_SPACE names one: this
-# share of the free memory. vLLM's own default, most of the node, would leave no room for the host tiers.
+# On the CPU platform, the device tier of the tiered binding when neither kv_cache_memory_bytes nor
+# VLLM_CPU_KVCACHE_SPACE names one: this share of the free memory. vLLM's own default, most of the node, would leave no
+# room for the host tiers.
 _DEVICE_SHARE = 4
 
 _MIB = 1 << 20
@@ -27,22 +27,23 @@ def register() -> None:
     if config.disabled(os.environ):
         return
     try:
-        from hybridgen import compat
+        from hybridgen import compat, platforms
     except ImportError as error:
         _refuse_custom(str(error))
         return
+    backend = (platforms.current() or platforms.CPU).backend  # on other platforms configure() refuses
     member = compat.AttentionBackendEnum.CUSTOM
-    if member.is_overridden() and member.get_path() != BACKEND:
+    if member.is_overridden() and member.get_path() != backend:
         raise FailedPrecondition(
             f"another plug-in registered {member.get_path()} as attention backend CUSTOM; select one of the two with "
             "VLLM_PLUGINS"
         )
-    compat.register_backend(member, BACKEND)
+    compat.register_backend(member, backend)
     platform = type(compat.current_platform)
     if _WRAPPED not in vars(platform):
         _wrap(platform)
     selected = platform.get_attn_backend_cls
-    if not getattr(selected, _WRAPPED, False) or member.get_path() != BACKEND:
+    if not getattr(selected, _WRAPPED, False) or member.get_path() != backend:
         raise FailedPrecondition(f"vLLM's platform {platform.__name__} does not take HybridGen's hooks")
 
 
@@ -73,12 +74,12 @@ def _wrap(platform: type) -> None:
     def get_attn_backend_cls(cls, selected_backend, attn_selector_config, num_heads=None):
         if selected_backend is not custom:
             return select(cls, selected_backend, attn_selector_config, num_heads)
-        from hybridgen.backend import HybridGenBackend
-
-        reasons = HybridGenBackend.validate_configuration(device_capability=None, **attn_selector_config._asdict())
+        reasons = custom.get_class().validate_configuration(
+            device_capability=cls.get_device_capability(), **attn_selector_config._asdict()
+        )
         if reasons:
             raise Unimplemented(_sentence(reasons))
-        return BACKEND
+        return custom.get_path()
 
     def check_and_update_config(cls, vllm_config) -> None:
         update(cls, vllm_config)
@@ -121,22 +122,29 @@ def configure(vllm_config) -> None:
 
 def _resolve(vllm_config, settings: config.Config) -> config.Config:
     """Settings with nothing left `auto`, sizes per rank; refuses what cannot be served, in one sentence."""
-    from hybridgen import compat, refusals
+    from hybridgen import _core, compat, platforms, refusals
 
-    reasons = refusals.backend_reasons(vllm_config)
-    if not compat.current_platform.is_cpu():
-        reasons.append(f"platform {compat.current_platform.device_name} (accepted: vLLM's CPU platform)")
-    if settings.device_kind == "cuda":
-        reasons.append("HYBRIDGEN_DEVICE_KIND=cuda (accepted: cpu, emulated; the CUDA worker does not exist yet)")
-    kind = "cpu" if settings.device_kind == config.AUTO else settings.device_kind
+    platform = platforms.current()
+    if platform is None:
+        name = compat.current_platform.device_name
+        raise Unimplemented(_sentence([f"platform {name} (accepted: vLLM's CPU and CUDA platforms)"]))
+    reasons = refusals.backend_reasons(vllm_config, compat.AttentionBackendEnum.CUSTOM.get_class())
+    kind = platform.device_kinds[0] if settings.device_kind == config.AUTO else settings.device_kind
+    if kind not in platform.device_kinds:
+        accepted = ", ".join((config.AUTO, *platform.device_kinds))
+        reasons.append(f"HYBRIDGEN_DEVICE_KIND={kind} (accepted on vLLM's {platform.name} platform: {accepted})")
+    if kind == "cuda" and (problem := _core.cuda_problem()):
+        reasons.append(problem)
     settings = replace(settings, device_kind=kind)
     parallel = vllm_config.parallel_config
     settings = tiers.resolve_cxl(settings, parallel.local_world_size * max(1, parallel.data_parallel_size_local))
-    if settings.dram == config.AUTO and kind == "cpu":
+    if settings.dram == config.AUTO and kind != "emulated":
         settings = replace(settings, dram=0)
     tiered = settings.dram == config.AUTO or settings.tiered
-    if tiered:
-        reasons.extend(refusals.tiered_reasons(vllm_config))
+    features = refusals.TIERED if tiered else ()
+    if platform is platforms.CUDA:
+        features += refusals.CUDA + (refusals.CUDA_TIERED if tiered else ())
+    reasons.extend(refusals.feature_reasons(vllm_config, *features))
     if reasons:
         raise Unimplemented(_sentence(reasons))
     return _resolve_sizes(vllm_config, settings) if tiered else settings
@@ -149,11 +157,14 @@ def _resolve_sizes(vllm_config, settings: config.Config) -> config.Config:
     free = tiers.available_bytes(settings.dram_node)
     if cache.kv_cache_memory_bytes is None:
         cache.kv_cache_memory_bytes = free // _DEVICE_SHARE // ranks // _MIB * _MIB
-    device = cache.kv_cache_memory_bytes * ranks
+    on_gpu = settings.device_kind == "cuda"
+    device = 0 if on_gpu else cache.kv_cache_memory_bytes * ranks  # in host memory
     if settings.dram == config.AUTO:
         settings = replace(settings, dram=max(0, free - device) // 2)
     tiers.check_room(device, settings)
     settings = replace(settings, dram=settings.dram // ranks, cxl=settings.cxl // ranks)
+    if on_gpu and settings.threads == 0:  # vLLM's CPU platform gives each rank its CPUs, this one does not
+        settings = replace(settings, threads=max(1, len(os.sched_getaffinity(0)) // ranks))
     _check_max_model_len(vllm_config, settings)
     return settings
 
@@ -184,12 +195,12 @@ def _check_max_model_len(vllm_config, settings: config.Config) -> None:
 
 
 def _install_worker(vllm_config, settings: config.Config) -> None:
-    from hybridgen import compat
+    from hybridgen import platforms
 
-    parallel = vllm_config.parallel_config
-    if parallel.worker_cls == compat.CPU_WORKER:
-        parallel.worker_cls = WORKER
-    elif settings.tiered and parallel.worker_cls != WORKER:
+    platform, parallel = platforms.current(), vllm_config.parallel_config
+    if parallel.worker_cls == platform.vllm_worker:
+        parallel.worker_cls = platform.worker
+    elif settings.tiered and parallel.worker_cls != platform.worker:
         raise Unimplemented(_sentence([f"worker_cls={parallel.worker_cls} (set worker_cls='auto')"]))
 
 

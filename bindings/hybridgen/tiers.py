@@ -122,7 +122,8 @@ def device_bytes(path: str, sys: str = "/sys") -> int:
 
 
 def check_room(device_bytes: int, settings: Config) -> None:
-    """Refuses sizes (of the whole host) that the machine cannot hold, before anything is allocated."""
+    """Refuses sizes (of the whole host) that the machine cannot hold, before anything is allocated. `device_bytes` lie in
+    its memory too; 0 where the device has its own."""
     anywhere = device_bytes
     for name, size, node in (
         ("HYBRIDGEN_DRAM", settings.dram, settings.dram_node),

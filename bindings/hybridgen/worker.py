@@ -1,4 +1,4 @@
-"""vLLM's CPU worker with HybridGen: declares the capacity of all tiers, binds them, feeds the host mirror."""
+"""What HybridGen adds to a worker of vLLM: declares the capacity of all tiers, binds them, feeds the host mirror."""
 
 import json
 import os
@@ -8,18 +8,20 @@ import torch
 
 from hybridgen import _core, compat, config, report, tiers
 from hybridgen.backend import HybridGenImpl, HybridGenMetadataBuilder, engine_settings
-from hybridgen.engine import TieredEngine, own_cpus
+from hybridgen.engine import Engine, TieredEngine, own_cpus
 from hybridgen.errors import Unimplemented
 from hybridgen.statistics import StatisticsFile
 
 _TIERED_LAYOUTS = ("LBHNC", "LBNHC")  # a layer's blocks are one run of bytes, which can be carved into device pages
 
 
-class HybridGenWorker(compat.cpu_worker_class()):
+class HybridGenWorker:
+    """The first base of a worker, ahead of vLLM's own class."""
+
     def __init__(self, vllm_config, local_rank, rank, distributed_init_method, is_driver_worker=False) -> None:
         super().__init__(vllm_config, local_rank, rank, distributed_init_method, is_driver_worker)
         self._settings = engine_settings(vllm_config)
-        self._engine: TieredEngine | None = None
+        self._engines: list[Engine] = []  # those that are told of each step
         self._statistics = StatisticsFile(
             self._settings.stats, rank, vllm_config.parallel_config.world_size, self._collect
         )
@@ -49,20 +51,22 @@ class HybridGenWorker(compat.cpu_worker_class()):
         return {name: replace(spec, state_content_bytes=content) for name, spec in specs.items()}
 
     def initialize_from_config(self, kv_cache_config) -> None:
+        """Binds the cache that vLLM allocates here. Called again, it binds anew."""
+        self._close_engines()
         super().initialize_from_config(kv_cache_config)
-        if self._settings.tiered:
-            self._bind(kv_cache_config)
-            compat.logger.info("HybridGen: %s", report.placement_line(json.loads(self._engine.core.stats())))
+        self._engines = [self._tiered_engine(kv_cache_config)] if self._settings.tiered else self._identity_engines()
+        for engine in self._engines if self._settings.tiered else ():
+            compat.logger.info("HybridGen: %s", report.placement_line(json.loads(engine.core.stats())))
         compat.logger.info("%s", self._description(kv_cache_config))
 
     def execute_model(self, scheduler_output):
-        if self._engine is not None:
-            self._engine.begin_step(scheduler_output)
+        for engine in self._engines:
+            engine.begin_step(scheduler_output)
         try:
             return super().execute_model(scheduler_output)
         finally:
-            if self._engine is not None:
-                self._engine.end_step()
+            for engine in self._engines:
+                engine.end_step()
             self._statistics.tick()
 
     def sleep(self, level: int = 1) -> None:
@@ -71,17 +75,29 @@ class HybridGenWorker(compat.cpu_worker_class()):
     def wake_up(self, tags: list[str] | None = None) -> None:
         raise Unimplemented("sleep mode is not supported, so there is nothing to wake up")
 
+    def discard(self, tags: tuple[str, ...]) -> None:
+        raise Unimplemented("sleep mode is not supported, so there is nothing to discard")
+
     def shutdown(self) -> None:
         if self._cores():
             self._statistics.write()
+        self._close_engines()
+        super().shutdown()
+
+    def _close_engines(self) -> None:
         for builder in self._builders():
             if builder.engine is not None:
                 builder.engine.close()
                 builder.engine = None
-        self._engine = None
-        super().shutdown()
+        for engine in self._engines:  # their builders may be gone
+            engine.close()
+        self._engines = []
 
-    def _bind(self, kv_cache_config) -> None:
+    def _identity_engines(self) -> list[Engine]:
+        """Engines that the worker makes for the identity binding; none where each builder makes its own."""
+        return []
+
+    def _tiered_engine(self, kv_cache_config) -> TieredEngine:
         """Carves vLLM's tensors of our layers into device pages and reserves the host tiers."""
         groups = self.model_runner.kv_cache_config.kv_cache_groups  # with the layers that share KV
         if len(groups) != 1:
@@ -96,9 +112,10 @@ class HybridGenWorker(compat.cpu_worker_class()):
         names = groups[0].layer_names
         spec = _common_spec(getattr(groups[0].kv_cache_spec, "kv_cache_specs", {names[0]: groups[0].kv_cache_spec}))
         speculative = self.vllm_config.speculative_config
-        self._engine = TieredEngine(
+        engine = TieredEngine(
             self._settings,
             spec,
+            self.device,
             layers=[layers[name].impl for name in names],
             views=[layers[name].kv_cache for name in names],
             num_blocks=kv_cache_config.num_blocks,
@@ -106,7 +123,8 @@ class HybridGenWorker(compat.cpu_worker_class()):
             batch_order=lambda: self.model_runner.input_batch.req_ids,
         )
         for builder in self._builders():
-            builder.engine = self._engine
+            builder.engine = engine
+        return engine
 
     def _builders(self) -> list[HybridGenMetadataBuilder]:
         groups = getattr(self.model_runner, "attn_groups", None) or []
