@@ -1,5 +1,6 @@
 """vLLM's own CUDA platform class in a process without a GPU, and stand-ins for what only a GPU has."""
 
+import functools
 import sys
 import types
 from dataclasses import dataclass
@@ -8,14 +9,16 @@ from types import SimpleNamespace
 import torch
 
 
+@functools.cache
 def install() -> type:
     """Makes vLLM's CUDA platform this process's platform, an H100's as far as it is asked, and returns its class.
 
     vLLM comes as its CPU build here, so modules that need its CUDA extensions cannot be imported afterwards; what making
-    a configuration needs is imported before, as on the CPU platform.
+    a configuration and a worker needs is imported before, as on the CPU platform.
     """
     import vllm.model_executor.models.llama
     import vllm.platforms
+    import vllm.v1.worker.gpu_worker  # the real one, for HybridGenGpuWorker
     from vllm import LLM  # noqa: F401
     from vllm.model_executor.models import registry
     from vllm.platforms.interface import DeviceCapability

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hybridgen import config, plugin, window
+from hybridgen import config, platforms, plugin, window
 from hybridgen.errors import FailedPrecondition, Unimplemented
 
 
@@ -62,7 +62,7 @@ def test_custom_gives_our_class_and_others_theirs(platform):
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     plugin.register()
-    assert platform.get_attn_backend_cls(custom(), attn_selector_config=selector(), num_heads=4) == plugin.BACKEND
+    assert platform.get_attn_backend_cls(custom(), attn_selector_config=selector(), num_heads=4) == platforms.CPU.backend
     for other in (None, AttentionBackendEnum.CPU_ATTN):
         path = platform.get_attn_backend_cls(other, attn_selector_config=selector(), num_heads=4)
         assert path == AttentionBackendEnum.CPU_ATTN.get_path()
