@@ -16,10 +16,15 @@
 #define HG_DEVICE __device__ __forceinline__
 #define HG_KERNEL __global__ void
 #define HG_LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
+#define HG_PRAGMA(text) _Pragma(#text)
+#define HG_UNROLL HG_PRAGMA(unroll)
+#define HG_UNROLL_BY(times) HG_PRAGMA(unroll times)
 #else
 #define HG_DEVICE inline
 #define HG_KERNEL inline void
 #define HG_LAUNCH_BOUNDS(threads)
+#define HG_UNROLL
+#define HG_UNROLL_BY(times)
 #endif
 
 namespace hybridgen::arch {

@@ -41,6 +41,9 @@ Stack::Stack() {
 }
 
 Stack::~Stack() {
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(bottom_, kBytes);  // frames that were dropped left their redzones
+#endif
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   munmap(bottom_ - page, page + kBytes);
 }
@@ -49,9 +52,6 @@ std::unique_ptr<Stack> StackPool::Take() {
   if (free_.empty()) return std::make_unique<Stack>();
   std::unique_ptr<Stack> stack = std::move(free_.back());
   free_.pop_back();
-#ifdef __SANITIZE_ADDRESS__
-  __asan_unpoison_memory_region(stack->bottom(), Stack::kBytes);  // frames that were dropped left their redzones
-#endif
   return stack;
 }
 
