@@ -52,13 +52,14 @@ DeviceCase CaseOf(const std::vector<int>& row, uint32_t seed) {
   c.attend.mask = row[10] == 0 ? OracleInput::Mask::kCausal : OracleInput::Mask::kNone;
   c.sequences = 1 + row[11];
   c.item_tokens = row[12];  // 0: all in one item
+  c.pages = row[13] == 0 ? DeviceCase::Pages::kDevice : DeviceCase::Pages::kStreamed;
   c.attend.seed = seed;
   return c;
 }
 
 TEST(DecodeTest, PairwiseCoverOfAllParameters) {
   const uint32_t seed = TestSeed("//tests/simt:decode_test", 1);
-  const auto rows = PairwiseCover({2, 4, 4, 3, 14, 4, 4, 4, 3, 8, 2, 2, 2}, seed);
+  const auto rows = PairwiseCover({2, 4, 4, 3, 14, 4, 4, 4, 3, 8, 2, 2, 2, 2}, seed);
 #ifdef HYBRIDGEN_SANITIZER
   constexpr size_t kStep = 3;  // every third case: a sanitizer looks for other things than a wrong sum
 #else
@@ -165,7 +166,7 @@ TEST(DecodeTest, FullProduct) {
               // The other parameters go round, each at its own pace.
               const int i = static_cast<int>(n + seed);
               CheckDecode(CaseOf({dtype, head_size, group, page, length, i % 4, i / 3 % 4, splits, i % 3, i / 5 % 8,
-                                  i / 7 % 2, i / 11 % 2, i / 13 % 2},
+                                  i / 7 % 2, i / 11 % 2, i / 13 % 2, i / 17 % 2},
                                  seed + n));
               if (HasFatalFailure() || HasFailure()) return;
             }

@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/dispatch.cuh"
 #include "kernels/cuda/merge.cuh"
+#include "kernels/cuda/repack.cuh"
 #include "tests/simt/executor.h"
 
 namespace hybridgen::simt {
@@ -41,7 +42,7 @@ int64_t ValueOffset(Layout layout, const PageGeometry& g, int num_pages) {
 
 std::string DeviceCase::ToString() const {
   return absl::StrCat(attend.ToString(), " layout=", static_cast<int>(layout), " sequences=", sequences,
-                      " splits=", splits, " item_tokens=", item_tokens);
+                      " splits=", splits, " item_tokens=", item_tokens, pages == Pages::kStreamed ? " streamed" : "");
 }
 
 double UnitOf(DType dtype) { return dtype == DType::kFloat16 ? 0x1p-11 : 0x1p-8; }
@@ -55,24 +56,23 @@ DeviceData::DeviceData(const DeviceCase& c) : case_(c) {
     sequence.seed = 2 * (a.seed + i);
     if (i > 0) sequence.length = a.length / (i + 1) + i;
     sequence.length = std::max(sequence.length, a.num_tokens);
+    sequence.format = c.pages == DeviceCase::Pages::kStreamed ? PageFormat::kPackedV1 : PageFormat::kStrided;
     sequences_.push_back(std::make_unique<AttendData>(sequence));
     total_pages += (sequence.length + a.page_tokens - 1) / a.page_tokens;
     num_tokens_ += a.num_tokens;
   }
-  tensor_.assign(2 * static_cast<size_t>(a.page_tokens) * a.kv_heads * a.head_size * total_pages, 0xffff);
   query_.assign(static_cast<size_t>(num_tokens_) * sequences_[0]->heads() * a.head_size, 0xffff);
 
-  // Pages of all sequences lie shuffled in the tensor.
-  std::vector<int> places(total_pages);
-  std::iota(places.begin(), places.end(), 0);
-  std::shuffle(places.begin(), places.end(), std::mt19937(a.seed + 99));
-  const int64_t page_stride = PageStride(c.layout, geometry_);
-  const int64_t value_offset = ValueOffset(c.layout, geometry_, total_pages);
+  // Pages of all sequences lie shuffled in the tensor; a ring needs as many as the largest split has.
+  places_.resize(total_pages);
+  std::iota(places_.begin(), places_.end(), 0);
+  std::shuffle(places_.begin(), places_.end(), std::mt19937(a.seed + 99));
+  value_offset_ = ValueOffset(c.layout, geometry_, total_pages);
+  tensor_.assign(2 * static_cast<size_t>(a.page_tokens) * a.kv_heads * a.head_size * total_pages, 0xffff);
   for (int i = 0; i < c.sequences; ++i) {
     AttendData& data = *sequences_[i];
     const OracleInput& in = data.oracle(0);
     first_token_.push_back(static_cast<int>(position_.size()));
-    first_page_.push_back(static_cast<int>(pages_.size()));
     for (int t = 0; t < a.num_tokens; ++t) {
       position_.push_back(in.query_position[t]);
       kv_begin_.push_back(in.kv_begin[t]);
@@ -85,33 +85,10 @@ DeviceData::DeviceData(const DeviceCase& c) : case_(c) {
         }
       }
     }
-    for (int first = 0; first < data.c().length; first += a.page_tokens) {
-      KvPage page;
-      page.first_position = first;
-      page.num_tokens = std::min(a.page_tokens, data.c().length - first);
-      bool seen = false;
-      for (int t = 0; t < a.num_tokens; ++t) {
-        seen |= std::max(in.kv_begin[t], first) < std::min(in.kv_end[t], first + page.num_tokens);
-      }
-      // Addresses in the plan are relative to the layer's base.
-      const int64_t at = places[pages_.size()] * page_stride;
-      page.k = seen ? at * 2 : kPoisonedPage - reinterpret_cast<uint64_t>(tensor_.data());
-      page.v = seen ? at * 2 : kPoisonedPage - reinterpret_cast<uint64_t>(tensor_.data());
-      for (int head = 0; seen && head < a.kv_heads; ++head) {
-        for (int token = 0; token < page.num_tokens; ++token) {
-          for (int dim = 0; dim < a.head_size; ++dim) {
-            const int64_t k = at + head * geometry_.k_head_stride + token * geometry_.k_token_stride + dim;
-            WriteElement(a.dtype, tensor_.data(), k, data.key(first + token, head, dim));
-            WriteElement(a.dtype, tensor_.data(), k + value_offset, data.value(first + token, head, dim));
-          }
-        }
-      }
-      pages_.push_back(page);
-    }
-    num_pages_.push_back(static_cast<int>(pages_.size()) - first_page_[i]);
+    AddPages(i);
   }
   attend_.k_base = reinterpret_cast<uint64_t>(tensor_.data());
-  attend_.v_base = attend_.k_base + value_offset * 2;
+  attend_.v_base = attend_.k_base + value_offset_ * 2;
   // Of a sequence's heads; all sequences share the model, hence the first one's.
   for (int kv_head = 0; kv_head < a.kv_heads; ++kv_head) {
     const OracleInput& first = sequences_[0]->oracle(kv_head);
@@ -125,13 +102,60 @@ DeviceData::DeviceData(const DeviceCase& c) : case_(c) {
   Plan();
 }
 
+void DeviceData::AddPages(int sequence) {
+  const AttendCase& a = case_.attend;
+  AttendData& data = *sequences_[sequence];
+  const OracleInput& in = data.oracle(0);
+  const int64_t page_stride = PageStride(case_.layout, geometry_);
+  const int num_pages = (data.c().length + a.page_tokens - 1) / a.page_tokens;
+  first_page_.push_back(static_cast<int>(pages_.size()));
+  num_pages_.push_back(num_pages);
+  for (int j = 0, split = 0; j < num_pages; ++j) {
+    const int first = j * a.page_tokens;
+    KvPage page;
+    page.first_position = first;
+    page.num_tokens = std::min(a.page_tokens, data.c().length - first);
+    bool seen = false;
+    for (int t = 0; t < a.num_tokens; ++t) {
+      seen |= std::max(in.kv_begin[t], first) < std::min(in.kv_end[t], first + page.num_tokens);
+    }
+    // Addresses in the plan are relative to the layer's base.
+    while (j >= SplitBegin(num_pages, split + 1)) ++split;
+    const bool streamed = case_.pages == DeviceCase::Pages::kStreamed;
+    const int place = streamed ? j - SplitBegin(num_pages, split) : places_[pages_.size()];
+    const int64_t at = place * page_stride;
+    page.k = page.v = seen ? at * 2 : kPoisonedPage - reinterpret_cast<uint64_t>(tensor_.data());
+    pages_.push_back(page);
+    const uint64_t ring = reinterpret_cast<uint64_t>(tensor_.data() + at);
+    const KvPage& packed = data.pages()[j];
+    jobs_.push_back({ring, ring + value_offset_ * 2, packed.k, packed.v, seen ? page.num_tokens : 0});
+    for (int head = 0; seen && !streamed && head < a.kv_heads; ++head) {
+      for (int token = 0; token < page.num_tokens; ++token) {
+        for (int dim = 0; dim < a.head_size; ++dim) {
+          const int64_t k = at + head * geometry_.k_head_stride + token * geometry_.k_token_stride + dim;
+          WriteElement(a.dtype, tensor_.data(), k, data.key(first + token, head, dim));
+          WriteElement(a.dtype, tensor_.data(), k + value_offset_, data.value(first + token, head, dim));
+        }
+      }
+    }
+  }
+}
+
+cuda::RepackParams DeviceData::Unpack(int item) const {
+  cuda::RepackParams p;
+  p.jobs = jobs_.data() + items_[item].first_page;
+  p.num_jobs = items_[item].num_pages;
+  p.geometry = geometry_;
+  return p;
+}
+
 void DeviceData::Plan() {
   const AttendCase& a = case_.attend;
   const int item_tokens = case_.item_tokens > 0 ? case_.item_tokens : a.num_tokens;
   int row = 0;
   for (int i = 0; i < case_.sequences; ++i) {
     for (int split = 0; split < case_.splits; ++split) {
-      const int begin = num_pages_[i] * split / case_.splits, end = num_pages_[i] * (split + 1) / case_.splits;
+      const int begin = SplitBegin(num_pages_[i], split), end = SplitBegin(num_pages_[i], split + 1);
       for (int t = 0; t < a.num_tokens; t += item_tokens) {
         cuda::AttendItem item;
         item.first_token = first_token_[i] + t;
@@ -227,25 +251,45 @@ double RunDecode(DeviceData& data, uint64_t seed) {
   const cuda::AttendParams& p = data.attend();
   EXPECT_EQ(cuda::Check(p), cuda::LaunchStatus::kOk);
   double weight_unit = 0.0;
-  LaunchConfig config;
-  config.seed = seed;
+  const auto run = [seed](Dim3 grid, int threads, int shared_bytes, const std::function<void()>& kernel) {
+    LaunchConfig config;
+    config.grid = grid;
+    config.threads = threads;
+    config.shared_bytes = shared_bytes;
+    config.seed = seed;
+    EXPECT_EQ(Launch(config, kernel), absl::OkStatus());
+  };
   cuda::DispatchElement(p.geometry.dtype, [&](auto element) {
-    return cuda::DispatchDecode<typename decltype(element)::type>(p, [&](auto type) {
+    using T = typename decltype(element)::type;
+    return cuda::DispatchDecode<T>(p, [&](auto type) {
       using Tile = typename decltype(type)::type;
       using Shape = cuda::DecodeShape<Tile>;
       weight_unit = Tile::kRows == 16 ? UnitOf(p.geometry.dtype) : 0.0;
-      config.grid = {p.num_items, p.geometry.kv_heads, (cuda::MaxRows(p) + Tile::kRows - 1) / Tile::kRows};
-      config.threads = Shape::kThreads;
-      config.shared_bytes = Shape::kSharedBytes;
-      EXPECT_EQ(Launch(config, [&] { cuda::DecodeKernel<Tile>(p); }), absl::OkStatus());
+      const auto decode = [&](const cuda::AttendParams& p) {
+        run({p.num_items, p.geometry.kv_heads, (cuda::MaxRows(p) + Tile::kRows - 1) / Tile::kRows}, Shape::kThreads,
+            Shape::kSharedBytes, [&] { cuda::DecodeKernel<Tile>(p); });
+      };
+      if (data.c().pages == DeviceCase::Pages::kDevice) {
+        decode(p);
+        return cuda::LaunchStatus::kOk;
+      }
+      for (int item = 0; item < p.num_items; ++item) {
+        const cuda::RepackParams unpack = data.Unpack(item);
+        EXPECT_EQ(cuda::Check(unpack), cuda::LaunchStatus::kOk);
+        run({unpack.num_jobs * p.geometry.page_tokens / 16, p.geometry.kv_heads, 2}, cuda::kRepackThreads,
+            cuda::RepackSharedBytes(p.geometry.head_size),
+            [&] { cuda::RepackKernel<T, cuda::Repack::kUnpack>(unpack); });
+        cuda::AttendParams one = p;
+        one.items = p.items + item;
+        one.num_items = 1;
+        decode(one);
+      }
       return cuda::LaunchStatus::kOk;
     });
   });
-  if (data.merge().num_items > 0) {
-    config.grid = {cuda::MergeBlocks(data.merge())};
-    config.threads = cuda::kMergeThreads;
-    config.shared_bytes = 0;
-    EXPECT_EQ(Launch(config, [&] { cuda::MergeKernel(data.merge()); }), absl::OkStatus());
+  const cuda::MergeParams& merge = data.merge();
+  if (merge.num_items > 0) {
+    run({cuda::MergeBlocks(merge)}, cuda::kMergeThreads, 0, [&] { cuda::MergeKernel(merge); });
   }
   return weight_unit;
 }

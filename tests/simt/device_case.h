@@ -32,6 +32,9 @@ struct DeviceCase {
   int sequences = 1;
   int splits = 1;       // items per sequence; 1: complete, straight to the output. More than pages: some are empty
   int item_tokens = 0;  // query tokens per item; 0: all
+  // Where the pages are: in the page tensor, or packed in host memory, from where those of one split after another are
+  // unpacked into a ring of pages on the device.
+  enum class Pages { kDevice, kStreamed } pages = Pages::kDevice;
 
   std::string ToString() const;
 };
@@ -46,6 +49,8 @@ class DeviceData {
   AttendData& sequence(int i) { return *sequences_[i]; }
   const cuda::AttendParams& attend() const { return attend_; }
   const cuda::MergeParams& merge() const { return merge_; }
+  // Streamed pages: the jobs of item i, which fill the ring for it.
+  cuda::RepackParams Unpack(int item) const;
   uint32_t status() const { return status_; }
   const RedZoned<uint16_t>& output() const { return *output_; }
   // To be changed before a run: by query token of the batch, and query elements as bits.
@@ -57,6 +62,8 @@ class DeviceData {
   void ExpectMatchesOracle(double weight_unit);
 
  private:
+  int SplitBegin(int num_pages, int split) const { return num_pages * split / case_.splits; }
+  void AddPages(int sequence);
   void Plan();
 
   DeviceCase case_;
@@ -64,8 +71,11 @@ class DeviceData {
   int num_tokens_ = 0;
   PageGeometry geometry_;
   std::vector<uint16_t> tensor_;
+  std::vector<int> places_;  // of pages in the tensor
+  int64_t value_offset_ = 0;
   std::vector<uint16_t> query_;
   std::vector<KvPage> pages_;
+  std::vector<cuda::RepackJob> jobs_;  // by page
   std::vector<cuda::AttendItem> items_;
   std::vector<cuda::MergeItem> merges_;
   std::vector<int32_t> kv_begin_, kv_end_, position_, first_token_, first_page_, num_pages_;
