@@ -30,7 +30,9 @@ struct JointCall {
 };
 
 // The CPU worker's part of a call: reads the query, writes the partials. Runs on the dispatcher's thread, usually
-// AttentionWorker::Attend over an executor that this thread belongs to. An error is the end of the joint.
+// AttentionWorker::Attend over an executor that this thread is the caller of; other threads that store past the cache
+// fence their own stores. An error is the end of the joint. It must not throw, and what it refers to must outlive a
+// worker that is stuck.
 using JointWork = std::function<absl::Status(const JointCall& call)>;
 
 struct JointOptions {
@@ -43,10 +45,11 @@ struct JointOptions {
   absl::Duration spin = absl::Microseconds(30);
   int cpu = -1;  // the thread is pinned to it; -1: not pinned
 
-  // For tests; empty: plain memory, the steady clock, sfence.
-  JointAllocator allocate;
+  JointAllocator allocate;  // empty: plain memory
+
+  // For tests. Empty: the steady clock; sfence.
   std::function<int64_t()> now_ns;       // of worker_timeout
-  std::function<void()> publish_stores;  // makes non-temporal stores of the work visible, before the answer
+  std::function<void()> publish_stores;  // makes this thread's non-temporal stores visible, before the answer
 };
 
 class JointDispatcher {

@@ -59,6 +59,7 @@ TEST(JointDispatcherTest, AnswersEachCallOnceInOrder) {
   for (absl::Duration spin : {absl::ZeroDuration(), absl::Microseconds(50)}) {
     JointOptions options = Options();
     options.spin = spin;
+    options.cpu = spin == absl::ZeroDuration() ? -1 : 0;
     std::unique_ptr<JointDispatcher> joint = *JointDispatcher::Create(options);
     std::vector<std::pair<uint64_t, int>> seen;  // plain: the answers order it
     uint64_t next = kJointFirstSequence;
