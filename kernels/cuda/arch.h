@@ -240,6 +240,8 @@ HG_DEVICE uint64_t GlobalTimer() {
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now)::"memory");
   return now;
 }
+// Ends the kernel and everything queued behind it with an error.
+HG_DEVICE void Trap(const char*) { __trap(); }
 HG_DEVICE void NanoSleep(uint32_t nanoseconds) { asm volatile("nanosleep.u32 %0;" ::"r"(nanoseconds)); }
 
 }  // namespace hybridgen::arch

@@ -304,6 +304,7 @@ inline void StoreReleaseSystem(uint64_t* p, uint64_t value) {
   simt::Yield();
 }
 inline uint64_t GlobalTimer() { return simt::Now(); }
+inline void Trap(const char* why, Site site = Site::Here()) { simt::Fail(why, site); }
 inline void NanoSleep(uint32_t nanoseconds) { simt::Sleep(nanoseconds); }
 
 }  // namespace hybridgen::arch
