@@ -80,6 +80,13 @@ struct Chunk {
   int end = 0;
 };
 
+// Chunk number `chunk` of a page.
+HG_DEVICE Chunk ChunkOf(const KvPage& page, int chunk, KeyRange seen) {
+  const int position = page.first_position + chunk * kChunkTokens;
+  const int valid = page.first_position + page.num_tokens;
+  return {position, seen.begin > position ? seen.begin : position, seen.end < valid ? seen.end : valid};
+}
+
 // Starts to copy one chunk into a stage, by `threads` threads of which the caller is number `thread`. Tokens that are
 // not valid or that nobody sees become zeros and are not read.
 template <int kHeadSize>
@@ -88,14 +95,12 @@ HG_DEVICE Chunk LoadChunk(const AttendParams& p, const KvPage& page, int chunk, 
   constexpr int kUnits = TileRows<kHeadSize>::kUnits;
   const PageGeometry& g = p.geometry;
   const int first = chunk * kChunkTokens;
-  const int position = page.first_position + first;
-  const int valid = page.first_position + page.num_tokens;
-  const Chunk result = {position, seen.begin > position ? seen.begin : position, seen.end < valid ? seen.end : valid};
+  const Chunk result = ChunkOf(page, chunk, seen);
   const uint64_t k = p.k_base + page.k + (kv_head * g.k_head_stride + first * g.k_token_stride) * 2;
   const uint64_t v = p.v_base + page.v + (kv_head * g.v_head_stride + first * g.v_token_stride) * 2;
   for (int i = thread; i < kChunkTokens * kUnits; i += threads) {
     const int token = i / kUnits, unit = i % kUnits;
-    const bool read = position + token >= result.begin && position + token < result.end;
+    const bool read = result.position + token >= result.begin && result.position + token < result.end;
     const int at = token * TileRows<kHeadSize>::kStride + unit;
     // A copy of no bytes is given an address that exists.
     const void* from_k = read ? reinterpret_cast<const void*>(k + token * g.k_token_stride * 2 + unit * 16) : p.q.data;

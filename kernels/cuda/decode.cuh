@@ -26,12 +26,28 @@ struct DecodeShape {
                 "warps are joined in the stages");
 };
 
-// o and lse of one row from the states of all warps:
+// o and lse of the block's rows from the tiles of its warps:
 //   m = max(max_w, sink); w = e^(max_w - m); o = sum w o_w / L; L = sum w sum_w + e^(sink - m); lse = m + ln L.
+// No warp may be using its stages any more.
 template <typename Tile>
-HG_DEVICE void JoinWarps(const AttendParams& p, const AttendItem& item, int kv_head, int first_row,
-                         arch::Shared<float> o, arch::Shared<float> max, arch::Shared<float> sum) {
+HG_DEVICE void JoinWarps(const AttendParams& p, const AttendItem& item, int kv_head, int first_row, Tile& tile) {
   using Shape = DecodeShape<Tile>;
+  const auto o = arch::DynamicShared<float>(Shape::kQueryBytes);
+  const auto max = o.At(Shape::kJoinRows * Shape::kJoinStride);
+  const auto sum = max.At(Shape::kJoinRows);
+  const int mine = arch::WarpIndex() * Tile::kRows;
+  tile.ForEachRow(
+      [&](int row, float row_max, float row_sum, bool first) {
+        if (!first) return;
+        max.Store(mine + row, row_max);
+        sum.Store(mine + row, row_sum);
+      },
+      [&](int row, int dim, float low, float high) {
+        o.Store((mine + row) * Shape::kJoinStride + dim, low);
+        o.Store((mine + row) * Shape::kJoinStride + dim + 1, high);
+      });
+  arch::SyncThreads();
+
   constexpr int kPairs = Tile::kHeadSize / 2;
   const int rows = item.num_tokens * (p.query_heads / p.geometry.kv_heads) - first_row;
   for (int i = arch::ThreadIndex(); i < Tile::kRows * kPairs; i += Shape::kThreads) {
@@ -99,7 +115,8 @@ HG_KERNEL HG_LAUNCH_BOUNDS(DecodeShape<Tile>::kThreads) DecodeKernel(AttendParam
   KvPage page = page_of(1);
   LoadQuery<kHeadSize>(p, item, kv_head, first_row, Tile::kRows, q, arch::ThreadIndex(), Shape::kThreads);
   Tile tile;
-  tile.Init(p, item, kv_head, first_row);
+  tile.Clear();
+  tile.LoadRanges(p, item, kv_head, first_row);
   arch::SyncThreads();
 
   for (int i = 0; i < chunks; ++i) {
@@ -115,21 +132,7 @@ HG_KERNEL HG_LAUNCH_BOUNDS(DecodeShape<Tile>::kThreads) DecodeKernel(AttendParam
   arch::CpAsyncWait<0>();
   arch::SyncThreads();
 
-  const auto o = arch::DynamicShared<float>(Shape::kQueryBytes);
-  const auto max = o.At(Shape::kJoinRows * Shape::kJoinStride);
-  const auto sum = max.At(Shape::kJoinRows);
-  tile.ForEachRow(
-      [&](int row, float row_max, float row_sum) {
-        max.Store(warp * Tile::kRows + row, row_max);
-        sum.Store(warp * Tile::kRows + row, row_sum);
-      },
-      [&](int row, int dim, float low, float high) {
-        const int at = (warp * Tile::kRows + row) * Shape::kJoinStride + dim;
-        o.Store(at, low);
-        o.Store(at + 1, high);
-      });
-  arch::SyncThreads();
-  JoinWarps<Tile>(p, item, kv_head, first_row, o, max, sum);
+  JoinWarps(p, item, kv_head, first_row, tile);
 }
 
 }  // namespace hybridgen::cuda

@@ -1,5 +1,5 @@
 // The launchers, and the kernels that move data.
-#include "kernels/cuda/decode_launch.cuh"
+#include "kernels/cuda/attend_launch.cuh"
 #include "kernels/cuda/enqueue.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/merge.cuh"
@@ -31,7 +31,7 @@ LaunchStatus LoadKernels() {
         Prepare(&RepackKernel<arch::Float16, Repack::kUnpack>, RepackSharedBytes(kMaxHeadSize)),
         Prepare(&RepackKernel<arch::BFloat16, Repack::kPack>, RepackSharedBytes(kMaxHeadSize)),
         Prepare(&RepackKernel<arch::BFloat16, Repack::kUnpack>, RepackSharedBytes(kMaxHeadSize)),
-        LoadDecodeOf<arch::Float16>(), LoadDecodeOf<arch::BFloat16>()}) {
+        AttendLauncher<arch::Float16>::Load(), AttendLauncher<arch::BFloat16>::Load()}) {
     if (status != LaunchStatus::kOk) return status;
   }
   return LaunchStatus::kOk;
@@ -46,8 +46,25 @@ LaunchStatus LaunchWriteKv(const WriteKvParams& p, CUstream_st* stream) {
 LaunchStatus LaunchDecode(const AttendParams& p, CUstream_st* stream) {
   const LaunchStatus status = Check(p);
   if (status != LaunchStatus::kOk) return status;
-  return DispatchElement(p.geometry.dtype,
-                         [&](auto element) { return LaunchDecodeOf<typename decltype(element)::type>(p, stream); });
+  return DispatchElement(p.geometry.dtype, [&](auto element) {
+    return AttendLauncher<typename decltype(element)::type>::Decode(p, stream);
+  });
+}
+
+LaunchStatus LaunchPrefill(const AttendParams& p, CUstream_st* stream) {
+  const LaunchStatus status = Check(p);
+  if (status != LaunchStatus::kOk) return status;
+  return DispatchElement(p.geometry.dtype, [&](auto element) {
+    return AttendLauncher<typename decltype(element)::type>::Prefill(p, stream);
+  });
+}
+
+LaunchStatus LaunchChosen(const ChosenParams& p, CUstream_st* stream) {
+  const LaunchStatus status = Check(p);
+  if (status != LaunchStatus::kOk) return status;
+  return DispatchElement(p.attend.geometry.dtype, [&](auto element) {
+    return AttendLauncher<typename decltype(element)::type>::Chosen(p, stream);
+  });
 }
 
 LaunchStatus LaunchMerge(const MergeParams& p, CUstream_st* stream) {

@@ -28,7 +28,11 @@ const char* LaunchStatusText(LaunchStatus status);
 LaunchStatus LoadKernels();
 
 LaunchStatus LaunchWriteKv(const WriteKvParams& params, CUstream_st* stream);
+// Attention over pages on the device: decode for a few query rows per item, prefill for many. The results are the same
+// within rounding; prefill wants an item's pages in the order of their positions.
 LaunchStatus LaunchDecode(const AttendParams& params, CUstream_st* stream);
+LaunchStatus LaunchPrefill(const AttendParams& params, CUstream_st* stream);
+LaunchStatus LaunchChosen(const ChosenParams& params, CUstream_st* stream);
 LaunchStatus LaunchMerge(const MergeParams& params, CUstream_st* stream);
 LaunchStatus LaunchPackPages(const RepackParams& params, CUstream_st* stream);
 LaunchStatus LaunchUnpackPages(const RepackParams& params, CUstream_st* stream);
@@ -36,6 +40,7 @@ LaunchStatus LaunchUnpackPages(const RepackParams& params, CUstream_st* stream);
 // The checks that the launchers make first.
 LaunchStatus Check(const WriteKvParams& params);
 LaunchStatus Check(const AttendParams& params);
+LaunchStatus Check(const ChosenParams& params);
 LaunchStatus Check(const MergeParams& params);
 LaunchStatus Check(const RepackParams& params);
 

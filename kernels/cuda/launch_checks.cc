@@ -73,6 +73,11 @@ LaunchStatus Check(const AttendParams& p) {
   return LaunchStatus::kOk;
 }
 
+LaunchStatus Check(const ChosenParams& p) {
+  if (!Aligned(p.v)) return LaunchStatus::kMisaligned;
+  return Check(p.attend);
+}
+
 LaunchStatus Check(const MergeParams& p) {
   if (p.head_size <= 0 || p.head_size > kMaxHeadSize) return LaunchStatus::kUnsupportedHeadSize;
   if (p.query_heads <= 0) return LaunchStatus::kUnsupportedGroup;

@@ -17,11 +17,9 @@ class MmaTile {
   static constexpr int kHeadSize = kDims;
   static constexpr int kRows = 16;
 
-  // Rows first_row + [0, 16) of the item.
-  HG_DEVICE void Init(const AttendParams& p, const AttendItem& item, int kv_head, int first_row) {
-    const int lane_row = arch::LaneIndex() / 4;
+  HG_DEVICE void Clear() {
+    HG_UNROLL
     for (int h = 0; h < 2; ++h) {
-      range_[h] = LoadRow(p, item, kv_head, first_row + lane_row + 8 * h);
       max_[h] = kEmptyLse;
       sum_[h] = 0.0f;
     }
@@ -30,6 +28,12 @@ class MmaTile {
       HG_UNROLL
       for (int j = 0; j < 4; ++j) acc_[i][j] = 0.0f;
     }
+  }
+
+  // The tile is rows first_row + [0, kRows) of the item. Wanted by Attend.
+  HG_DEVICE void LoadRanges(const AttendParams& p, const AttendItem& item, int kv_head, int first_row) {
+    HG_UNROLL
+    for (int h = 0; h < 2; ++h) range_[h] = LoadRow(p, item, kv_head, first_row + arch::LaneIndex() / 4 + 8 * h);
   }
 
   HG_DEVICE void Attend(const AttendParams& p, arch::Shared<arch::Vec16> q, arch::Shared<arch::Vec16> stage,
@@ -50,15 +54,54 @@ class MmaTile {
     }
 
     const int position = chunk.position + lane % 4 * 2;
+    HG_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      float& x = s[i / 4][i % 4];
+      const int key = position + i / 4 * 8 + i % 2;
+      x = key < chunk.end ? Logit(p, range_[i / 2 % 2], key, x) : kEmptyLse;
+    }
+    Fold(s, stage);
+  }
+
+  // The same with logits that are there already: given(row of the tile, token of the chunk).
+  template <typename Given>
+  HG_DEVICE void AttendGiven(Given given, arch::Shared<arch::Vec16> stage) {
+    const int lane = arch::LaneIndex();
+    float s[2][4];
+    HG_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      s[i / 4][i % 4] = given(lane / 4 + i / 2 % 2 * 8, lane % 4 * 2 + i / 4 * 8 + i % 2);
+    }
+    Fold(s, stage);
+  }
+
+  // Calls f(row, max, sum, first) on all lanes of a row, `first` on one of them, then g(row, dim, low, high) for the
+  // lane's pairs of un-normalised dims of that row; row after row.
+  template <typename F, typename G>
+  HG_DEVICE void ForEachRow(F f, G g) {
+    const int lane = arch::LaneIndex();
+    HG_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      float sum = sum_[h];
+      for (int lanes = 1; lanes < 4; lanes *= 2) sum += arch::ShflXor(arch::kFullMask, sum, lanes);
+      f(lane / 4 + 8 * h, max_[h], sum, lane % 4 == 0);
+      HG_UNROLL
+      for (int i = 0; i < kDims / 8; ++i) g(lane / 4 + 8 * h, i * 8 + lane % 4 * 2, acc_[i][2 * h], acc_[i][2 * h + 1]);
+    }
+  }
+
+ private:
+  // Logits of one chunk, and its V in the stage, into the running state.
+  HG_DEVICE void Fold(float (&s)[2][4], arch::Shared<arch::Vec16> stage) {
+    constexpr int kStride = TileRows<kDims>::kStride;
+    const int lane = arch::LaneIndex();
     float decay[2];
     HG_UNROLL
     for (int h = 0; h < 2; ++h) {
       float max = max_[h];
       HG_UNROLL
       for (int i = 0; i < 4; ++i) {
-        float& x = s[i / 2][2 * h + i % 2];
-        const int key = position + i / 2 * 8 + i % 2;
-        x = key < chunk.end ? Logit(p, range_[h], key, x) : kEmptyLse;
+        const float x = s[i / 2][2 * h + i % 2];
         max = x > max ? x : max;
       }
       // The four lanes that share the row.
@@ -96,22 +139,6 @@ class MmaTile {
     }
   }
 
-  // Calls f(row, max, sum) once per row of the warp, then g(row, dim, low, high) for every pair of un-normalised dims.
-  template <typename F, typename G>
-  HG_DEVICE void ForEachRow(F f, G g) {
-    const int lane = arch::LaneIndex();
-    HG_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      float sum = sum_[h];
-      for (int lanes = 1; lanes < 4; lanes *= 2) sum += arch::ShflXor(arch::kFullMask, sum, lanes);
-      sum_[h] = sum;
-      if (lane % 4 == 0) f(lane / 4 + 8 * h, max_[h], sum);
-      HG_UNROLL
-      for (int i = 0; i < kDims / 8; ++i) g(lane / 4 + 8 * h, i * 8 + lane % 4 * 2, acc_[i][2 * h], acc_[i][2 * h + 1]);
-    }
-  }
-
- private:
   // Rows lane / 4 and lane / 4 + 8.
   RowRange range_[2];
   float max_[2];

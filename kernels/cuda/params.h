@@ -77,6 +77,20 @@ struct AttendParams {
   uint32_t* status = nullptr;
 };
 
+// Keys that the CPU has scored and chosen: their logits, complete (scale, cap, bias), and their V rows become one
+// partial, which the merge joins with the device's in one softmax. What was left out is a further partial (o, log of
+// its mass).
+struct ChosenParams {
+  // Of these: items (their pages are not looked at), query_heads, geometry (dtype, kv_heads, head_size), sinks,
+  // partials, o, status.
+  AttendParams attend;
+  int capacity = 0;                 // keys that each (item, KV head) has room for
+  const int32_t* counts = nullptr;  // [item][kv_head] chosen keys, up to capacity
+  // [item][token of max_item_tokens][query head][capacity]; -inf where the row does not see the key.
+  const float* logits = nullptr;
+  const void* v = nullptr;  // [item][kv_head][capacity][head_size], device or mapped host memory
+};
+
 // The partials of rows row, row + stride, ... are those of one token.
 struct MergeItem {
   int32_t token = 0;  // row of the output

@@ -15,15 +15,20 @@ class VectorTile {
   static constexpr int kHeadSize = kDims;
   static constexpr int kRows = kTileRows;
 
-  HG_DEVICE void Init(const AttendParams& p, const AttendItem& item, int kv_head, int first_row) {
+  HG_DEVICE void Clear() {
     HG_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      range_[r] = LoadRow(p, item, kv_head, first_row + r);
       max_[r] = kEmptyLse;
       sum_[r] = 0.0f;
       HG_UNROLL
       for (int j = 0; j < kPairs; ++j) acc_[r][j][0] = acc_[r][j][1] = 0.0f;
     }
+  }
+
+  // The tile is rows first_row + [0, kRows) of the item. Wanted by Attend.
+  HG_DEVICE void LoadRanges(const AttendParams& p, const AttendItem& item, int kv_head, int first_row) {
+    HG_UNROLL
+    for (int r = 0; r < kRows; ++r) range_[r] = LoadRow(p, item, kv_head, first_row + r);
   }
 
   HG_DEVICE void Attend(const AttendParams& p, arch::Shared<arch::Vec16> q, arch::Shared<arch::Vec16> stage,
@@ -52,6 +57,44 @@ class VectorTile {
     for (int r = 0; r < kRows; ++r) {
       s[r] += arch::ShflXor(arch::kFullMask, s[r], kChunkTokens);
       s[r] = key < chunk.end ? Logit(p, range_[r], key, s[r]) : kEmptyLse;
+    }
+    Fold(s, stage);
+  }
+
+  // The same with logits that are there already: given(row of the tile, token of the chunk).
+  template <typename Given>
+  HG_DEVICE void AttendGiven(Given given, arch::Shared<arch::Vec16> stage) {
+    float s[kRows];
+    HG_UNROLL
+    for (int r = 0; r < kRows; ++r) s[r] = given(r, arch::LaneIndex() % kChunkTokens);
+    Fold(s, stage);
+  }
+
+  // Calls f(row, max, sum, first) on all lanes of a row, `first` on one of them, then g(row, dim, low, high) for the
+  // lane's pairs of un-normalised dims of that row; row after row.
+  template <typename F, typename G>
+  HG_DEVICE void ForEachRow(F f, G g) {
+    const int lane = arch::LaneIndex();
+    HG_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      float sum = sum_[r];
+      for (int lanes = 1; lanes < kChunkTokens; lanes *= 2) sum += arch::ShflXor(arch::kFullMask, sum, lanes);
+      f(r, max_[r], sum, lane == 0);
+      HG_UNROLL
+      for (int j = 0; j < kPairs; ++j) {
+        const int pair = lane + j * arch::kWarpSize;
+        if (pair < kDims / 2) g(r, 2 * pair, acc_[r][j][0], acc_[r][j][1]);
+      }
+    }
+  }
+
+ private:
+  // Logits of one chunk, of token lane % 16, and its V in the stage, into the running state.
+  HG_DEVICE void Fold(float (&s)[kRows], arch::Shared<arch::Vec16> stage) {
+    constexpr int kStride = TileRows<kDims>::kStride;
+    const int lane = arch::LaneIndex();
+    HG_UNROLL
+    for (int r = 0; r < kRows; ++r) {
       float max = s[r] > max_[r] ? s[r] : max_[r];
       for (int lanes = 1; lanes < kChunkTokens; lanes *= 2) {
         const float other = arch::ShflXor(arch::kFullMask, max, lanes);
@@ -88,23 +131,6 @@ class VectorTile {
     }
   }
 
-  template <typename F, typename G>
-  HG_DEVICE void ForEachRow(F f, G g) {
-    const int lane = arch::LaneIndex();
-    HG_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      float sum = sum_[r];
-      for (int lanes = 1; lanes < kChunkTokens; lanes *= 2) sum += arch::ShflXor(arch::kFullMask, sum, lanes);
-      if (lane == 0) f(r, max_[r], sum);
-      HG_UNROLL
-      for (int j = 0; j < kPairs; ++j) {
-        const int pair = lane + j * arch::kWarpSize;
-        if (pair < kDims / 2) g(r, 2 * pair, acc_[r][j][0], acc_[r][j][1]);
-      }
-    }
-  }
-
- private:
   static constexpr int kPairs = (kDims / 2 + arch::kWarpSize - 1) / arch::kWarpSize;  // of dims, of a lane
 
   RowRange range_[kRows];

@@ -66,7 +66,7 @@ TEST(DecodeTest, PairwiseCoverOfAllParameters) {
   constexpr size_t kStep = 1;
 #endif
   for (size_t i = 0; i < rows.size(); i += kStep) {
-    CheckDecode(CaseOf(rows[i], seed + static_cast<uint32_t>(i)));
+    CheckAttend(CaseOf(rows[i], seed + static_cast<uint32_t>(i)));
     if (HasFatalFailure() || HasFailure()) return;
   }
   std::printf("%zu cases, every %zu. run\n", rows.size(), kStep);
@@ -84,7 +84,7 @@ DeviceCase Small() {
 // Output bits of one run.
 std::vector<uint16_t> RunBits(const DeviceCase& c, uint64_t order) {
   DeviceData data(c);
-  RunDecode(data, order);
+  RunAttend(data, order);
   std::vector<uint16_t> bits;
   for (size_t i = 0; i < data.output().size(); ++i) bits.push_back(data.output()[i]);
   return bits;
@@ -111,7 +111,7 @@ TEST(DecodeTest, RowsThatSeeNothing) {
       DeviceData data(c);
       for (int kv_head = 0; kv_head < c.attend.kv_heads; ++kv_head) data.sequence(0).oracle(kv_head).kv_end[0] = 0;
       data.kv_end()[0] = 0;
-      RunDecode(data, 1);
+      RunAttend(data, 1);
       data.ExpectMatchesOracle(0.0);
     }
   }
@@ -123,7 +123,7 @@ TEST(DecodeTest, ARangeMayReachBeyondThePages) {
     c.attend.group = group;
     DeviceData data(c);
     data.kv_end()[0] = 1000;
-    RunDecode(data, 1);
+    RunAttend(data, 1);
     data.ExpectMatchesOracle(UnitOf(c.attend.dtype));
   }
 }
@@ -134,7 +134,7 @@ TEST(DecodeTest, AnInfiniteLogitIsReported) {
     c.attend.group = group;
     c.attend.scale = 3e38f;
     DeviceData data(c);
-    RunDecode(data, 1);
+    RunAttend(data, 1);
     EXPECT_EQ(data.status(), cuda::kStatusInfiniteLogit) << c.ToString();
   }
 }
@@ -146,7 +146,7 @@ TEST(DecodeTest, ANanIsSeenByTheRowsThatSeeIt) {
     c.attend.kv_heads = 2;
     DeviceData data(c);
     data.query()[0] = 0x7fff;  // head 0, dim 0
-    RunDecode(data, 1);
+    RunAttend(data, 1);
     for (int head = 0; head < 2 * group; ++head) {
       EXPECT_EQ(std::isnan(BFloat16ToFloat(data.output()[head * 64])), head == 0) << "head " << head << " of " << group;
     }
@@ -165,7 +165,7 @@ TEST(DecodeTest, FullProduct) {
             for (int splits = 0; splits < 4; ++splits, ++n) {
               // The other parameters go round, each at its own pace.
               const int i = static_cast<int>(n + seed);
-              CheckDecode(CaseOf({dtype, head_size, group, page, length, i % 4, i / 3 % 4, splits, i % 3, i / 5 % 8,
+              CheckAttend(CaseOf({dtype, head_size, group, page, length, i % 4, i / 3 % 4, splits, i % 3, i / 5 % 8,
                                   i / 7 % 2, i / 11 % 2, i / 13 % 2, i / 17 % 2},
                                  seed + n));
               if (HasFatalFailure() || HasFailure()) return;

@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/dispatch.cuh"
 #include "kernels/cuda/merge.cuh"
+#include "kernels/cuda/prefill.cuh"
 #include "kernels/cuda/repack.cuh"
 #include "tests/simt/executor.h"
 
@@ -42,7 +43,8 @@ int64_t ValueOffset(Layout layout, const PageGeometry& g, int num_pages) {
 
 std::string DeviceCase::ToString() const {
   return absl::StrCat(attend.ToString(), " layout=", static_cast<int>(layout), " sequences=", sequences,
-                      " splits=", splits, " item_tokens=", item_tokens, pages == Pages::kStreamed ? " streamed" : "");
+                      " splits=", splits, " item_tokens=", item_tokens, pages == Pages::kStreamed ? " streamed" : "",
+                      kernel == Kernel::kPrefill ? " prefill" : " decode");
 }
 
 double UnitOf(DType dtype) { return dtype == DType::kFloat16 ? 0x1p-11 : 0x1p-8; }
@@ -247,7 +249,7 @@ void DeviceData::ExpectMatchesOracle(double weight_unit) {
   EXPECT_EQ(status_, 0u);
 }
 
-double RunDecode(DeviceData& data, uint64_t seed) {
+double RunAttend(DeviceData& data, uint64_t seed) {
   const cuda::AttendParams& p = data.attend();
   EXPECT_EQ(cuda::Check(p), cuda::LaunchStatus::kOk);
   double weight_unit = 0.0;
@@ -261,31 +263,39 @@ double RunDecode(DeviceData& data, uint64_t seed) {
   };
   cuda::DispatchElement(p.geometry.dtype, [&](auto element) {
     using T = typename decltype(element)::type;
-    return cuda::DispatchDecode<T>(p, [&](auto type) {
-      using Tile = typename decltype(type)::type;
-      using Shape = cuda::DecodeShape<Tile>;
-      weight_unit = Tile::kRows == 16 ? UnitOf(p.geometry.dtype) : 0.0;
-      const auto decode = [&](const cuda::AttendParams& p) {
-        run({p.num_items, p.geometry.kv_heads, (cuda::MaxRows(p) + Tile::kRows - 1) / Tile::kRows}, Shape::kThreads,
-            Shape::kSharedBytes, [&] { cuda::DecodeKernel<Tile>(p); });
+    const auto attend = [&](const cuda::AttendParams& p) {
+      const auto grid = [&](int rows) {
+        return Dim3{p.num_items, p.geometry.kv_heads, (cuda::MaxRows(p) + rows - 1) / rows};
       };
-      if (data.c().pages == DeviceCase::Pages::kDevice) {
-        decode(p);
+      if (data.c().kernel == DeviceCase::Kernel::kPrefill) {
+        weight_unit = UnitOf(p.geometry.dtype);
+        return cuda::DispatchHeadSize<T>(p.geometry.head_size, [&](auto head_size) {
+          using Tile = cuda::MmaTile<T, decltype(head_size)::value>;
+          using Shape = cuda::PrefillShape<Tile>;
+          run(grid(Shape::kRows), Shape::kThreads, Shape::kSharedBytes, [&] { cuda::PrefillKernel<Tile>(p); });
+          return cuda::LaunchStatus::kOk;
+        });
+      }
+      return cuda::DispatchDecode<T>(p, [&](auto type) {
+        using Tile = typename decltype(type)::type;
+        using Shape = cuda::DecodeShape<Tile>;
+        weight_unit = Tile::kRows == 16 ? UnitOf(p.geometry.dtype) : 0.0;
+        run(grid(Tile::kRows), Shape::kThreads, Shape::kSharedBytes, [&] { cuda::DecodeKernel<Tile>(p); });
         return cuda::LaunchStatus::kOk;
-      }
-      for (int item = 0; item < p.num_items; ++item) {
-        const cuda::RepackParams unpack = data.Unpack(item);
-        EXPECT_EQ(cuda::Check(unpack), cuda::LaunchStatus::kOk);
-        run({unpack.num_jobs * p.geometry.page_tokens / 16, p.geometry.kv_heads, 2}, cuda::kRepackThreads,
-            cuda::RepackSharedBytes(p.geometry.head_size),
-            [&] { cuda::RepackKernel<T, cuda::Repack::kUnpack>(unpack); });
-        cuda::AttendParams one = p;
-        one.items = p.items + item;
-        one.num_items = 1;
-        decode(one);
-      }
-      return cuda::LaunchStatus::kOk;
-    });
+      });
+    };
+    if (data.c().pages == DeviceCase::Pages::kDevice) return attend(p);
+    for (int item = 0; item < p.num_items; ++item) {
+      const cuda::RepackParams unpack = data.Unpack(item);
+      EXPECT_EQ(cuda::Check(unpack), cuda::LaunchStatus::kOk);
+      run({unpack.num_jobs * p.geometry.page_tokens / 16, p.geometry.kv_heads, 2}, cuda::kRepackThreads,
+          cuda::RepackSharedBytes(p.geometry.head_size), [&] { cuda::RepackKernel<T, cuda::Repack::kUnpack>(unpack); });
+      cuda::AttendParams one = p;
+      one.items = p.items + item;
+      one.num_items = 1;
+      attend(one);
+    }
+    return cuda::LaunchStatus::kOk;
   });
   const cuda::MergeParams& merge = data.merge();
   if (merge.num_items > 0) {
@@ -294,10 +304,10 @@ double RunDecode(DeviceData& data, uint64_t seed) {
   return weight_unit;
 }
 
-void CheckDecode(const DeviceCase& c) {
+void CheckAttend(const DeviceCase& c) {
   SCOPED_TRACE(c.ToString());
   DeviceData data(c);
-  const double weight_unit = RunDecode(data, c.attend.seed);
+  const double weight_unit = RunAttend(data, c.attend.seed);
   if (!testing::Test::HasFailure()) data.ExpectMatchesOracle(weight_unit);
 }
 

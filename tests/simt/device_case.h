@@ -35,6 +35,7 @@ struct DeviceCase {
   // Where the pages are: in the page tensor, or packed in host memory, from where those of one split after another are
   // unpacked into a ring of pages on the device.
   enum class Pages { kDevice, kStreamed } pages = Pages::kDevice;
+  enum class Kernel { kDecode, kPrefill } kernel = Kernel::kDecode;
 
   std::string ToString() const;
 };
@@ -87,12 +88,12 @@ class DeviceData {
   cuda::MergeParams merge_;
 };
 
-// Decode and, where items are partials, merge. Threads run in the order that `seed` draws. Returns the rounding of the
-// weights in the kernel that was chosen.
-double RunDecode(DeviceData& data, uint64_t seed);
+// Decode or prefill and, where items are partials, merge. Threads run in the order that `seed` draws. Returns the
+// rounding of the weights in the kernel that was chosen.
+double RunAttend(DeviceData& data, uint64_t seed);
 
 // A run and its comparison.
-void CheckDecode(const DeviceCase& c);
+void CheckAttend(const DeviceCase& c);
 
 // The unit roundoff of a 16-bit dtype.
 double UnitOf(DType dtype);

@@ -91,11 +91,14 @@ class Machine {
   }
   // On a lane: gives way to another one.
   void Leave() { current_->fiber.Leave(Fiber::Last::kNo); }
-  [[noreturn]] void Fail(std::string message) {
+  // An error on a lane: Report, and then Abandon in a statement of its own. Frames are not unwound, so whatever an
+  // expression holds when its fibre is left for good would be lost.
+  void Report(const std::string& message) {
     const Dim3 at = current_->block->index;
     error_ = absl::StrCat("block (", at.x, ", ", at.y, ", ", at.z, "): ", message);
     failed_ = true;
-    std::string().swap(message);  // the frames of this fibre are not unwound
+  }
+  [[noreturn]] void Abandon() {
     current_->fiber.Leave(Fiber::Last::kYes);
     __builtin_unreachable();
   }
@@ -107,7 +110,7 @@ class Machine {
   static void Land(Copy& copy) {
     if (copy.landed) return;
     copy.landed = true;
-    std::memcpy(copy.shared, copy.source, copy.source_bytes);
+    if (copy.source_bytes > 0) std::memcpy(copy.shared, copy.source, copy.source_bytes);
     std::memset(static_cast<char*>(copy.shared) + copy.source_bytes, 0, 16 - copy.source_bytes);
   }
 
@@ -133,9 +136,11 @@ void Machine::RunLane(void* lane) {
   Machine& self = *machine;
   self.kernel_();
   Lane& me = *static_cast<Lane*>(lane);
-  if (!me.copies.empty())
-    self.Fail(absl::StrCat("thread ", me.thread, " ends with a cp.async that it has not waited for (line ",
-                           me.copies[0].line, ")"));
+  if (!me.copies.empty()) {
+    self.Report(absl::StrCat("thread ", me.thread, " ends with a cp.async that it has not waited for (line ",
+                             me.copies[0].line, ")"));
+    self.Abandon();
+  }
   me.done = true;
   --me.block->running;
   me.fiber.Leave(Fiber::Last::kYes);
@@ -218,10 +223,11 @@ bool Arrive(Machine& m, Meeting& meeting, const char* operation, int expected, u
     meeting = {operation, expected, mask, site, {}, std::vector<void*>(kWarp, nullptr)};
   } else if (meeting.operation != operation || meeting.expected != expected || meeting.mask != mask ||
              meeting.site.line != site.line || std::strcmp(meeting.site.file, site.file) != 0) {
-    m.Fail(absl::StrCat("divergence: thread ", me.thread, " comes to ", At(operation, site), " for ", expected,
-                        " threads, mask ", absl::Hex(mask), ", while thread ", meeting.lanes[0]->thread, " waits at ",
-                        At(meeting.operation, meeting.site), " for ", meeting.expected, ", mask ",
-                        absl::Hex(meeting.mask)));
+    m.Report(absl::StrCat("divergence: thread ", me.thread, " comes to ", At(operation, site), " for ", expected,
+                          " threads, mask ", absl::Hex(mask), ", while thread ", meeting.lanes[0]->thread, " waits at ",
+                          At(meeting.operation, meeting.site), " for ", meeting.expected, ", mask ",
+                          absl::Hex(meeting.mask)));
+    m.Abandon();
   }
   meeting.lanes.push_back(&me);
   return static_cast<int>(meeting.lanes.size()) == expected;
@@ -241,6 +247,13 @@ void Release(Machine& m, Meeting& meeting, Orders orders) {
   }
   for (Lane* lane : meeting.lanes) m.MakeReady(lane);
   meeting.lanes.clear();
+}
+
+// Reports an access that is wrong; the message is gone when it returns. Whether it was fine.
+bool Accept(Machine& m, const std::string& error) {
+  if (error.empty()) return true;
+  m.Report(error);
+  return false;
 }
 
 }  // namespace
@@ -267,8 +280,9 @@ void Barrier(int id, int threads, Site site) {
   Machine& m = *machine;
   if (threads == 0) threads = m.config().threads;
   if (id < 0 || id >= kBarriers || threads % kWarp != 0 || threads > m.config().threads) {
-    m.Fail(absl::StrCat(At("barrier", site), ": id ", id, " of ", kBarriers, ", ", threads, " threads of ",
-                        m.config().threads));
+    m.Report(absl::StrCat(At("barrier", site), ": id ", id, " of ", kBarriers, ", ", threads, " threads of ",
+                          m.config().threads));
+    m.Abandon();
   }
   m.LandSomeCopy();
   Meeting& meeting = m.current().block->barriers[id];
@@ -285,7 +299,8 @@ void Collective(const char* operation, uint32_t mask, void* payload, Combine com
   Lane& me = m.current();
   const int lane = me.thread % kWarp;
   if ((mask >> lane & 1) == 0) {
-    m.Fail(absl::StrCat("thread ", me.thread, " is not in the mask ", absl::Hex(mask), " of ", At(operation, site)));
+    m.Report(absl::StrCat("thread ", me.thread, " is not in the mask ", absl::Hex(mask), " of ", At(operation, site)));
+    m.Abandon();
   }
   m.LandSomeCopy();
   std::vector<Meeting>& under_way = me.block->collectives[me.thread / kWarp];
@@ -308,17 +323,16 @@ void CheckShared(SharedAccess access, const void* address, size_t size, Site sit
   Machine& m = *machine;
   if (m.random()() % 32 == 0) Yield();
   Lane& me = m.current();
-  std::string error =
-      me.block->shared.Check(access == SharedAccess::kRead ? SharedMemory::Access::kRead : SharedMemory::Access::kWrite,
-                             me.thread, address, size, site.line);
-  if (!error.empty()) m.Fail(std::move(error));
+  const auto kind = access == SharedAccess::kRead ? SharedMemory::Access::kRead : SharedMemory::Access::kWrite;
+  const bool fine = Accept(m, me.block->shared.Check(kind, me.thread, address, size, site.line));
+  if (!fine) m.Abandon();
 }
 
 void AsyncCopy(void* shared, const void* source, int source_bytes, Site site) {
   Machine& m = *machine;
   Lane& me = m.current();
-  std::string error = me.block->shared.BeginCopy(me.thread, shared, 16, site.line);
-  if (!error.empty()) m.Fail(std::move(error));
+  const bool fine = Accept(m, me.block->shared.BeginCopy(me.thread, shared, 16, site.line));
+  if (!fine) m.Abandon();
   me.copies.push_back({shared, source, source_bytes, site.line, me.commits, false});
   m.LandSomeCopy();
 }
@@ -347,7 +361,8 @@ void Sleep(uint32_t nanoseconds) {
 }
 
 void Fail(const char* message, Site site) {
-  machine->Fail(absl::StrCat("thread ", machine->current().thread, ": ", At(message, site)));
+  machine->Report(absl::StrCat("thread ", machine->current().thread, ": ", At(message, site)));
+  machine->Abandon();
 }
 
 }  // namespace hybridgen::simt
