@@ -119,8 +119,9 @@ class Builder {
       } else if (s.cpu > 0) {
         to.partial_row = to.first_token;
       }
-      step_.items.push_back(to);
-      step_.max_item_tokens = std::max(step_.max_item_tokens, to.num_tokens);
+      CudaStep::Items& items = to.num_tokens <= limits_.decode_tokens ? step_.decode : step_.prefill;
+      items.list.push_back(to);
+      items.max_tokens = std::max(items.max_tokens, to.num_tokens);
       CountTokens(to);
     }
     step_.partial_rows = rows;
@@ -287,10 +288,13 @@ class Builder {
 
 void CudaStep::Clear() {
   step = 0;
-  num_tokens = max_item_tokens = partial_rows = host_partial_rows = 0;
+  num_tokens = partial_rows = host_partial_rows = 0;
   slots.clear();
   pages.clear();
-  items.clear();
+  for (Items* items : {&decode, &prefill}) {
+    items->list.clear();
+    items->max_tokens = 0;
+  }
   kv_begin.clear();
   kv_end.clear();
   position.clear();

@@ -33,6 +33,7 @@ struct CudaPlanLimits {
   int page_tokens = 0;
   uint64_t page_bytes = 0;         // of a page of the engine's tensor
   std::vector<int32_t> windows;    // the distinct sliding windows of the layers; 0: none
+  int32_t decode_tokens = 16;  // query tokens of an item up to which it is decode
   int32_t max_call_rows = 256;     // query rows, and written rows, of one call
   int head_groups = 1;
 };
@@ -43,8 +44,13 @@ struct CudaStep {
   // The device's part. Pages lie relative to the layer's K and V.
   std::vector<int64_t> slots;  // [num_tokens]; empty: nothing is written to the device
   std::vector<KvPage> pages;
-  std::vector<cuda::AttendItem> items;
-  int32_t max_item_tokens = 0;
+  // Items of few query rows, and of many.
+  struct Items {
+    std::vector<cuda::AttendItem> list;
+    int32_t max_tokens = 0;  // of an item
+  };
+  Items decode;
+  Items prefill;
   std::vector<int32_t> kv_begin;  // [window][num_tokens]
   std::vector<int32_t> kv_end;    // [num_tokens]
   std::vector<int32_t> position;  // [num_tokens]

@@ -47,6 +47,7 @@ class DeviceStream {
   // Queued kernels. Errors: InvalidArgument with what the kernel accepts.
   virtual absl::Status WriteKv(const cuda::WriteKvParams& params) = 0;
   virtual absl::Status Decode(const cuda::AttendParams& params) = 0;
+  virtual absl::Status Prefill(const cuda::AttendParams& params) = 0;
   virtual absl::Status Merge(const cuda::MergeParams& params) = 0;
   virtual absl::Status PackPages(const cuda::RepackParams& params) = 0;
   virtual absl::Status UnpackPages(const cuda::RepackParams& params) = 0;

@@ -9,6 +9,7 @@
 #include "kernels/cuda/dispatch.cuh"
 #include "kernels/cuda/joint.cuh"
 #include "kernels/cuda/merge.cuh"
+#include "kernels/cuda/prefill.cuh"
 #include "kernels/cuda/repack.cuh"
 #include "kernels/cuda/write_kv.cuh"
 
@@ -221,7 +222,7 @@ absl::Status HostStream::WriteKv(const cuda::WriteKvParams& p) {
   });
 }
 
-absl::Status HostStream::Decode(const cuda::AttendParams& p) {
+absl::Status HostStream::CheckAttend(const cuda::AttendParams& p) const {
   const int64_t row = 2 * p.geometry.head_size;
   const size_t vector = p.query_heads * sizeof(float);
   for (const absl::Status& status :
@@ -233,6 +234,11 @@ absl::Status HostStream::Decode(const cuda::AttendParams& p) {
         Check("sinks", p.sinks, p.sinks == nullptr ? 0 : vector, true)}) {
     if (!status.ok()) return status;
   }
+  return absl::OkStatus();
+}
+
+absl::Status HostStream::Decode(const cuda::AttendParams& p) {
+  if (absl::Status status = CheckAttend(p); !status.ok()) return status;
   return PushKernel(cuda::Check(p), [this, p] {
     absl::Status status;
     cuda::DispatchElement(p.geometry.dtype, [&](auto element) {
@@ -242,6 +248,24 @@ absl::Status HostStream::Decode(const cuda::AttendParams& p) {
         using Shape = cuda::DecodeShape<Tile>;
         status = Run({p.num_items, p.geometry.kv_heads, (cuda::MaxRows(p) + Tile::kRows - 1) / Tile::kRows},
                      Shape::kThreads, Shape::kSharedBytes, [&] { cuda::DecodeKernel<Tile>(p); });
+        return cuda::LaunchStatus::kOk;
+      });
+    });
+    return status;
+  });
+}
+
+absl::Status HostStream::Prefill(const cuda::AttendParams& p) {
+  if (absl::Status status = CheckAttend(p); !status.ok()) return status;
+  return PushKernel(cuda::Check(p), [this, p] {
+    absl::Status status;
+    cuda::DispatchElement(p.geometry.dtype, [&](auto element) {
+      using T = typename decltype(element)::type;
+      return cuda::DispatchHeadSize<T>(p.geometry.head_size, [&](auto size) {
+        using Tile = cuda::MmaTile<T, decltype(size)::value>;
+        using Shape = cuda::PrefillShape<Tile>;
+        status = Run({p.num_items, p.geometry.kv_heads, (cuda::MaxRows(p) + Shape::kRows - 1) / Shape::kRows},
+                     Shape::kThreads, Shape::kSharedBytes, [&] { cuda::PrefillKernel<Tile>(p); });
         return cuda::LaunchStatus::kOk;
       });
     });

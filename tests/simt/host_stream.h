@@ -40,6 +40,7 @@ class HostStream final : public DeviceStream {
   absl::Status Zero(void* device, size_t bytes) override;
   absl::Status WriteKv(const cuda::WriteKvParams& params) override;
   absl::Status Decode(const cuda::AttendParams& params) override;
+  absl::Status Prefill(const cuda::AttendParams& params) override;
   absl::Status Merge(const cuda::MergeParams& params) override;
   absl::Status PackPages(const cuda::RepackParams& params) override;
   absl::Status UnpackPages(const cuda::RepackParams& params) override;
@@ -87,6 +88,7 @@ class HostStream final : public DeviceStream {
   absl::Status Push(Work work);
   absl::Status PushKernel(cuda::LaunchStatus checked, Work work);
   absl::Status Run(Dim3 grid, int threads, int shared_bytes, const std::function<void()>& kernel);
+  absl::Status CheckAttend(const cuda::AttendParams& params) const;
   absl::Status Repack(const cuda::RepackParams& params, bool pack);
   void Loop();
 
