@@ -34,10 +34,10 @@ struct BackendOptions {
   int num_kv_heads = 0;
   int head_size = 0;
   int block_size = 0;
-  int num_threads = 0;         // CPU worker; 0: all CPUs it may use (emulated: less device_threads)
-  int device_threads = 1;      // emulated device
-  std::vector<int> cpus;       // own threads are pinned to these; empty: not pinned
-  int max_call_rows = 256;     // cuda device: query rows that the CPU attends at a time, CudaDeviceOptions::max_call_rows
+  int num_threads = 0;      // CPU worker; 0: all CPUs it may use (emulated: less device_threads)
+  int device_threads = 1;   // emulated device
+  std::vector<int> cpus;    // own threads are pinned to these; empty: not pinned
+  int max_call_rows = 256;  // cuda device: query rows that the CPU attends at a time, CudaDeviceOptions::max_call_rows
   int speculative_tokens = 0;  // draft tokens that a step may write and later reject
   int64_t dram_bytes = 0;      // host tiers, all layers together
   int64_t cxl_bytes = 0;

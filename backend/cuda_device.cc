@@ -146,13 +146,13 @@ class CudaDevice final : public DeviceWorker {
   CudaLayers layers_;
   const CallLayout layout_;
   CudaPlanLimits limits_;
-  std::vector<int> window_of_;  // [layer] in limits_.windows
+  std::vector<int> window_of_;                           // [layer] in limits_.windows
   std::unique_ptr<CudaCopies> copies_;                   // null without host tiers
   std::shared_ptr<CudaHostPart> parts_[kStepsInFlight];  // by parity of the step; the joint's work owns them too
   std::shared_ptr<void> plan_memory_;                    // JointPlan, device
   std::shared_ptr<void> status_copy_;                    // pinned, [parity]
-  std::unique_ptr<JointDispatcher> joint_;  // null without host tiers
-  uint64_t first_sequence_ = 0;  // of the present step
+  std::unique_ptr<JointDispatcher> joint_;               // null without host tiers
+  uint64_t first_sequence_ = 0;                          // of the present step
 
   absl::Status dead_;
   int64_t step_ = 0;  // the present step; 0: none
@@ -240,7 +240,8 @@ absl::Status CudaDevice::EndStep() {
                                                       layers, " layers; run every layer of a plan once, in order"));
   }
   uint32_t* const copy = static_cast<uint32_t*>(status_copy_.get()) + parity_;
-  if (absl::Status status = stream_->CopyToHost(copy, layers_.status_word(), sizeof(*copy)); !status.ok()) return status;
+  if (absl::Status status = stream_->CopyToHost(copy, layers_.status_word(), sizeof(*copy)); !status.ok())
+    return status;
   absl::StatusOr<StreamMark> mark = stream_->Mark();
   if (!mark.ok()) return mark.status();
   open_.push_back({step_, parity_, *mark});
@@ -294,9 +295,9 @@ absl::Status CudaDevice::TryRunLayer(const LayerCall& call) {
   }
   const CudaStep& step = this->step();
   if (call.pages->pool_page_bytes != limits_.page_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat("cuda device: blocks of layer ", call.layer, " are ",
-                                                   call.pages->pool_page_bytes, " bytes apart; accepted: ",
-                                                   limits_.page_bytes, ", as in the other layers"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("cuda device: blocks of layer ", call.layer, " are ", call.pages->pool_page_bytes,
+                     " bytes apart; accepted: ", limits_.page_bytes, ", as in the other layers"));
   }
   if (!step.calls.empty() && layers_run_ == static_cast<int>(o_.layers.size())) {
     return absl::FailedPreconditionError(absl::StrCat("forward: all ", layers_run_, " layers of step ", step.step,

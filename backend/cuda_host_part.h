@@ -15,8 +15,8 @@
 
 namespace hybridgen {
 
-// Where the rows of a call lie in its slot: [row][head][head_size] of the model's dtype, from these offsets on. Partials
-// are one row for each query row, [row][query head].
+// Where the rows of a call lie in its slot: [row][head][head_size] of the model's dtype, from these offsets on.
+// Partials are one row for each query row, [row][query head].
 struct CallLayout {
   int64_t query = 0;  // bytes
   int64_t key = 0;

@@ -100,10 +100,8 @@ absl::Status CudaLayers::Publish(const LayerCall& call, const CudaStep& step, co
                 call.params->num_query_heads, static_cast<uint64_t>(layout_.query)};
   if (call.key.data != nullptr) {
     const int32_t* const tokens = t.write_tokens.data() + part.write_rows.begin;
-    p.parts[1] = {RowsOf(call.key), tokens, part.write_rows.size(), kv_heads_,
-                  static_cast<uint64_t>(layout_.key)};
-    p.parts[2] = {RowsOf(call.value), tokens, part.write_rows.size(), kv_heads_,
-                  static_cast<uint64_t>(layout_.value)};
+    p.parts[1] = {RowsOf(call.key), tokens, part.write_rows.size(), kv_heads_, static_cast<uint64_t>(layout_.key)};
+    p.parts[2] = {RowsOf(call.value), tokens, part.write_rows.size(), kv_heads_, static_cast<uint64_t>(layout_.value)};
   }
   return stream_->Publish(p);
 }

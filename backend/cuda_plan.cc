@@ -141,8 +141,8 @@ class Builder {
       const int32_t begin = step_.kv_begin[w * step_.num_tokens + item.first_token];
       for (int32_t p = item.first_page; p < item.first_page + item.num_pages; ++p) {
         const KvPage& page = step_.pages[p];
-        step_.device_tokens[w] += std::max(
-            0, std::min(page.first_position + page.num_tokens, end) - std::max(page.first_position, begin));
+        step_.device_tokens[w] +=
+            std::max(0, std::min(page.first_position + page.num_tokens, end) - std::max(page.first_position, begin));
       }
     }
   }
@@ -279,9 +279,9 @@ class Builder {
   const StepPlan& plan_;
   const CudaPlanLimits& limits_;
   CudaStep& step_;
-  std::vector<Splits> splits_;                        // [sequence]
+  std::vector<Splits> splits_;                       // [sequence]
   std::vector<std::vector<const WorkItem*>> items_;  // [sequence] of the CPU
-  std::vector<Part> parts_;                           // [host.sequences]
+  std::vector<Part> parts_;                          // [host.sequences]
 };
 
 }  // namespace

@@ -19,22 +19,22 @@ constexpr int32_t kFirstHostRow = 1 << 30;
 
 // One call of the joint, in every layer the same.
 struct CudaCall {
-  Range query_rows;    // of CudaStep::query_tokens
-  Range write_rows;    // of CudaStep::write_tokens
-  Range host_writes;   // of CudaStep::host.host_writes
-  Range cpu_items;     // of CudaStep::host.cpu_items
-  Range cpu_merges;    // of CudaStep::host.merges: the CPU's splits into row r of the call, for query row r
-  Range joins;         // of CudaStep::joins
-  int32_t partial_rows = 0;             // that its items write
+  Range query_rows;          // of CudaStep::query_tokens
+  Range write_rows;          // of CudaStep::write_tokens
+  Range host_writes;         // of CudaStep::host.host_writes
+  Range cpu_items;           // of CudaStep::host.cpu_items
+  Range cpu_merges;          // of CudaStep::host.merges: the CPU's splits into row r of the call, for query row r
+  Range joins;               // of CudaStep::joins
+  int32_t partial_rows = 0;  // that its items write
   std::vector<int32_t> cpu_group_ends;  // as StepPlan::cpu_group_ends, relative to cpu_items.begin
 };
 
 struct CudaPlanLimits {
   int page_tokens = 0;
-  uint64_t page_bytes = 0;         // of a page of the engine's tensor
-  std::vector<int32_t> windows;    // the distinct sliding windows of the layers; 0: none
-  int32_t decode_tokens = 16;  // query tokens of an item up to which it is decode
-  int32_t max_call_rows = 256;     // query rows, and written rows, of one call
+  uint64_t page_bytes = 0;       // of a page of the engine's tensor
+  std::vector<int32_t> windows;  // the distinct sliding windows of the layers; 0: none
+  int32_t decode_tokens = 16;    // query tokens of an item up to which it is decode
+  int32_t max_call_rows = 256;   // query rows, and written rows, of one call
   int head_groups = 1;
 };
 
@@ -51,9 +51,9 @@ struct CudaStep {
   };
   Items decode;
   Items prefill;
-  std::vector<int32_t> kv_begin;  // [window][num_tokens]
-  std::vector<int32_t> kv_end;    // [num_tokens]
-  std::vector<int32_t> position;  // [num_tokens]
+  std::vector<int32_t> kv_begin;               // [window][num_tokens]
+  std::vector<int32_t> kv_end;                 // [num_tokens]
+  std::vector<int32_t> position;               // [num_tokens]
   std::vector<cuda::MergeItem> output_merges;  // splits of tokens that the CPU has no part in, into the output
   std::vector<cuda::MergeItem> row_merges;     // splits of the others, into the token's row
   std::vector<cuda::MergeItem> joins;          // of that row and the CPU's, into the output; by call

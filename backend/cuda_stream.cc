@@ -93,8 +93,8 @@ class CudaStream final : public DeviceStream {
     const cudaError_t error = cudaMalloc(&data, bytes);
     if (error == cudaErrorMemoryAllocation) {
       cudaGetLastError();
-      return absl::ResourceExhaustedError(absl::StrCat("cuda: the device has no room for ", bytes,
-                                                       " bytes; leave more of its memory to attention"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("cuda: the device has no room for ", bytes, " bytes; leave more of its memory to attention"));
     }
     if (absl::Status status = Text("allocating device memory", error); !status.ok()) return status;
     return std::shared_ptr<void>(data, [](void* p) {
@@ -120,8 +120,8 @@ class CudaStream final : public DeviceStream {
     const cudaError_t error = cudaHostRegister(data, size, kRegister);
     if (error != cudaSuccess) {
       munmap(data, size);
-      return absl::ResourceExhaustedError(absl::StrCat("cuda: pinning ", bytes, " bytes: ", cudaGetErrorString(error),
-                                                       "; see RLIMIT_MEMLOCK"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("cuda: pinning ", bytes, " bytes: ", cudaGetErrorString(error), "; see RLIMIT_MEMLOCK"));
     }
     return std::shared_ptr<void>(data, [size](void* p) {
       const Relaxed relaxed;
@@ -143,7 +143,9 @@ class CudaStream final : public DeviceStream {
     return Text("clearing memory", cudaMemsetAsync(device, 0, bytes, queue_));
   }
 
-  absl::Status WriteKv(const cuda::WriteKvParams& p) override { return Text("write KV", cuda::LaunchWriteKv(p, queue_)); }
+  absl::Status WriteKv(const cuda::WriteKvParams& p) override {
+    return Text("write KV", cuda::LaunchWriteKv(p, queue_));
+  }
   absl::Status Decode(const cuda::AttendParams& p) override { return Text("decode", cuda::LaunchDecode(p, queue_)); }
   absl::Status Prefill(const cuda::AttendParams& p) override { return Text("prefill", cuda::LaunchPrefill(p, queue_)); }
   absl::Status Merge(const cuda::MergeParams& p) override { return Text("merge", cuda::LaunchMerge(p, queue_)); }
@@ -155,7 +157,9 @@ class CudaStream final : public DeviceStream {
     Enter();
     return Text("unpack pages", cuda::LaunchUnpackPages(p, queue_));
   }
-  absl::Status Publish(const cuda::PublishParams& p) override { return Text("publish", cuda::LaunchPublish(p, queue_)); }
+  absl::Status Publish(const cuda::PublishParams& p) override {
+    return Text("publish", cuda::LaunchPublish(p, queue_));
+  }
   absl::Status Await(const cuda::AwaitParams& p) override { return Text("await", cuda::LaunchAwait(p, queue_)); }
 
   absl::StatusOr<StreamMark> Mark() override {

@@ -25,8 +25,8 @@ class DeviceStream {
  public:
   virtual ~DeviceStream() = default;
 
-  virtual const char* name() const = 0;     // of the device, for the log line
-  virtual int num_processors() const = 0;   // thread blocks that run side by side, at least
+  virtual const char* name() const = 0;    // of the device, for the log line
+  virtual int num_processors() const = 0;  // thread blocks that run side by side, at least
   // The engine's queue, on which work goes from now on, behind all that was queued before. Null: the device's default.
   virtual absl::Status SwitchTo(CUstream_st* queue) = 0;
   // Errors: Unimplemented while the queue is captured in a graph.

@@ -5,7 +5,8 @@ namespace hybridgen {
 
 absl::StatusOr<std::shared_ptr<DeviceStream>> CreateCudaStream() {
   return absl::UnimplementedError(
-      "create backend: device_kind cuda is not part of this build, which was made without nvcc; accepted: cpu, emulated");
+      "create backend: device_kind cuda is not part of this build, which was made without nvcc; accepted: cpu, "
+      "emulated");
 }
 
 }  // namespace hybridgen

@@ -50,8 +50,8 @@ absl::Status CheckRegistered(const HostTiers& tiers) {
   for (const TierArena& arena : tiers.arenas()) {
     if (arena.pin.failures == 0) continue;
     return absl::FailedPreconditionError(absl::StrCat(
-        "bind tiered: ", arena.pin.failed_bytes, " bytes of the ", TierName(arena.tier), " ",
-        PageRoleName(arena.role), " pages could not be registered with the device: ", arena.pin.first_error.message(),
+        "bind tiered: ", arena.pin.failed_bytes, " bytes of the ", TierName(arena.tier), " ", PageRoleName(arena.role),
+        " pages could not be registered with the device: ", arena.pin.first_error.message(),
         "; accepted with device_kind cuda: host tiers that fit what may be pinned (RLIMIT_MEMLOCK, the container's "
         "limits); lower dram_bytes or cxl_bytes"));
   }
@@ -231,7 +231,7 @@ class BackendImpl final : public PagedAttentionBackend {
   const uint64_t id_;
   const KernelSet* const kernels_;
   const HeadGroups head_groups_;
-  const std::shared_ptr<DeviceStream> stream_;   // null but for kind cuda; outlives what is registered with it
+  const std::shared_ptr<DeviceStream> stream_;  // null but for kind cuda; outlives what is registered with it
   const std::shared_ptr<CpuWorker> cpu_owner_;  // with a device that may hold on to it
   Executor* const executor_;
   AttentionWorker& cpu_;
@@ -424,7 +424,8 @@ absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query
   call.output = output;
   call.layer = index;
   call.stream = stream;
-  if (o_.device_kind != DeviceKind::kCuda) call.partials = WorkspaceOf(plan, step.partial_rows, layer.params.num_query_heads, o_.head_size);
+  if (o_.device_kind != DeviceKind::kCuda)
+    call.partials = WorkspaceOf(plan, step.partial_rows, layer.params.num_query_heads, o_.head_size);
 
   const Mover::Yield yield(mover_.get());
   if (device_ == nullptr) {

@@ -71,6 +71,7 @@ def cuda_library(name, srcs, hdrs = [], deps = [], **kwargs):
     native.cc_library(
         name = name,
         srcs = [name + "_objects"],
+        linkstatic = 1,  # a binary has one copy of the static runtime, and with it one state
         linkopts = ["-L%s/lib64" % CUDA_ROOT, "-lcudart_static", "-ldl", "-lrt", "-lpthread"],
         deps = deps,
         **kwargs

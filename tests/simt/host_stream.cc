@@ -160,8 +160,7 @@ absl::StatusOr<bool> HostStream::Passed(StreamMark mark) {
 
 absl::Status HostStream::Wait(StreamMark mark, absl::Duration timeout) {
   std::unique_lock<std::mutex> lock(mutex_);
-  if (!changed_.wait_for(lock, absl::ToChronoMilliseconds(timeout),
-                         [&] { return !status_.ok() || passed_ >= mark; })) {
+  if (!changed_.wait_for(lock, absl::ToChronoMilliseconds(timeout), [&] { return !status_.ok() || passed_ >= mark; })) {
     return absl::DeadlineExceededError("host stream: not done in time");
   }
   return status_;
@@ -228,8 +227,9 @@ absl::Status HostStream::CheckAttend(const cuda::AttendParams& p) const {
   for (const absl::Status& status :
        {Check("query", p.q.data, row, true), Check("output", p.o.data, row, true),
         Check("items", p.items, p.num_items * sizeof(*p.items), true), Check("pages", p.pages, 1, true),
-        Check("ranges", p.kv_begin, 4, true), Check("ranges", p.kv_end, 4, true), Check("positions", p.position, 4, true),
-        Check("status", p.status, sizeof(*p.status), true), Check("partials", p.partials.o, 1, true),
+        Check("ranges", p.kv_begin, 4, true), Check("ranges", p.kv_end, 4, true),
+        Check("positions", p.position, 4, true), Check("status", p.status, sizeof(*p.status), true),
+        Check("partials", p.partials.o, 1, true),
         Check("slopes", p.alibi_slopes, p.alibi_slopes == nullptr ? 0 : vector, true),
         Check("sinks", p.sinks, p.sinks == nullptr ? 0 : vector, true)}) {
     if (!status.ok()) return status;
@@ -290,14 +290,14 @@ absl::Status HostStream::Merge(const cuda::MergeParams& p) {
 absl::Status HostStream::CheckJobs(const cuda::RepackParams& p) const {
   const PageGeometry& g = p.geometry;
   const size_t packed = PackedPageBytes(g.dtype, g.kv_heads, g.page_tokens, g.head_size);
-  const size_t strided = 2 * ((g.kv_heads - 1) * g.k_head_stride + (g.page_tokens - 1) * g.k_token_stride + g.head_size);
+  const size_t strided =
+      2 * ((g.kv_heads - 1) * g.k_head_stride + (g.page_tokens - 1) * g.k_token_stride + g.head_size);
   for (int i = 0; i < p.num_jobs; ++i) {
     const cuda::RepackJob& job = p.jobs[i];
-    for (const absl::Status& status :
-         {Check("packed K", reinterpret_cast<void*>(job.packed_k), packed, false),
-          Check("packed V", reinterpret_cast<void*>(job.packed_v), packed, false),
-          Check("strided K", reinterpret_cast<void*>(job.strided_k), strided, true),
-          Check("strided V", reinterpret_cast<void*>(job.strided_v), strided, true)}) {
+    for (const absl::Status& status : {Check("packed K", reinterpret_cast<void*>(job.packed_k), packed, false),
+                                       Check("packed V", reinterpret_cast<void*>(job.packed_v), packed, false),
+                                       Check("strided K", reinterpret_cast<void*>(job.strided_k), strided, true),
+                                       Check("strided V", reinterpret_cast<void*>(job.strided_v), strided, true)}) {
       if (!status.ok()) return status;
     }
   }
@@ -331,8 +331,9 @@ absl::Status HostStream::UnpackPages(const cuda::RepackParams& p) { return Repac
 absl::Status HostStream::Publish(const cuda::PublishParams& params) {
   for (const cuda::PublishPart& part : params.parts) {
     if (part.num_rows == 0) continue;
-    for (const absl::Status& status : {Check("rows to publish", part.from.data, 2 * params.head_size, true),
-                                       Check("tokens to publish", part.tokens, part.num_rows * sizeof(int32_t), true)}) {
+    for (const absl::Status& status :
+         {Check("rows to publish", part.from.data, 2 * params.head_size, true),
+          Check("tokens to publish", part.tokens, part.num_rows * sizeof(int32_t), true)}) {
       if (!status.ok()) return status;
     }
   }
