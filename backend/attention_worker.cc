@@ -291,7 +291,8 @@ absl::Status AttentionWorker::Attend(const LayerCall& call, absl::Span<const Wor
   return absl::OkStatus();
 }
 
-absl::Status AttentionWorker::Merge(const LayerCall& call, absl::Span<const MergeItem> merges) {
+absl::Status AttentionWorker::Merge(const LayerCall& call, absl::Span<const MergeItem> merges,
+                                    const PartialWorkspace* to) {
   const int num_query_heads = call.params->num_query_heads;
   const auto merge = [&](int worker, int64_t i) {
     const MergeItem& item = merges[i];
@@ -304,8 +305,14 @@ absl::Status AttentionWorker::Merge(const LayerCall& call, absl::Span<const Merg
         scratch.merge_o[p] = call.partials.o + row * head_size_;
         scratch.merge_lse[p] = call.partials.lse[row];
       }
-      kernels_->merge_rows(scratch.merge_o.data(), scratch.merge_lse.data(), item.count, head_size_,
-                           At(call.output, dtype_, item.token, head), dtype_);
+      if (to == nullptr) {
+        kernels_->merge_rows(scratch.merge_o.data(), scratch.merge_lse.data(), item.count, head_size_,
+                             At(call.output, dtype_, item.token, head), dtype_);
+        continue;
+      }
+      const int64_t row = static_cast<int64_t>(item.token) * num_query_heads + head;
+      to->lse[row] = kernels_->merge_rows(scratch.merge_o.data(), scratch.merge_lse.data(), item.count, head_size_,
+                                          to->o + row * head_size_, DType::kFloat32);
     }
   };
   if (static_cast<int64_t>(merges.size()) * num_query_heads <= kInlineRows) {

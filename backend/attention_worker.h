@@ -34,8 +34,8 @@ class AttentionWorker {
   // Errors: InvalidArgument when a logit was +inf.
   absl::Status Attend(const LayerCall& call, absl::Span<const WorkItem> items,
                       absl::Span<const int32_t> group_ends = {});
-  // Merges partials into the call's output.
-  absl::Status Merge(const LayerCall& call, absl::Span<const MergeItem> merges);
+  // Merges partials into the call's output, or, if given, into the rows of `to` that the items name as tokens.
+  absl::Status Merge(const LayerCall& call, absl::Span<const MergeItem> merges, const PartialWorkspace* to = nullptr);
 
   // KV bytes that Attend has read, by the tier they lie in.
   int64_t read_bytes(Tier tier) const { return read_bytes_[static_cast<int>(tier)].load(std::memory_order_relaxed); }

@@ -48,17 +48,13 @@ int UsableCpus() {
 
 }  // namespace
 
-absl::Status CudaStatus() {
-  return absl::UnimplementedError(
-      "device kind cuda: this build has no CUDA code; accepted: cpu, emulated, or a build made where nvcc is");
-}
-
 absl::Status Validate(const BackendOptions& o) {
   constexpr int kMaxThreads = 4096;
   for (const absl::Status& status : {
            CheckRange("num_kv_heads", o.num_kv_heads, 1, 1024),
            CheckRange("num_threads", o.num_threads, 0, kMaxThreads),
            CheckRange("device_threads", o.device_threads, 1, kMaxThreads),
+           CheckRange("max_call_rows", o.max_call_rows, 1, 65536),
            CheckRange("speculative_tokens", o.speculative_tokens, 0, 4096),
            CheckRange("dram_bytes", o.dram_bytes, 0, INT64_MAX),
            CheckRange("cxl_bytes", o.cxl_bytes, 0, INT64_MAX),
@@ -101,8 +97,9 @@ absl::Status Validate(const BackendOptions& o) {
     return absl::InvalidArgumentError(absl::StrCat("create backend: timeout is ", absl::FormatDuration(o.timeout),
                                                    "; accepted: more than 0 seconds"));
   }
-  if (o.device_kind == DeviceKind::kCuda) {
-    if (absl::Status status = CudaStatus(); !status.ok()) return status;
+  if (o.device_kind == DeviceKind::kCuda && o.streaming_share != 0) {
+    return absl::UnimplementedError(absl::StrCat("create backend: streaming_share is ", o.streaming_share,
+                                                 "; accepted with device_kind cuda: 0"));
   }
   if (o.binding == Binding::kTiered && o.dram_bytes == 0 && o.cxl_bytes == 0) {
     return absl::InvalidArgumentError(

@@ -34,10 +34,11 @@ struct BackendOptions {
   int num_kv_heads = 0;
   int head_size = 0;
   int block_size = 0;
-  int num_threads = 0;         // CPU worker; 0: all CPUs it may use (emulated: less device_threads)
-  int device_threads = 1;      // emulated device
-  int cuda_device = 0;         // ordinal as this process sees it
-  std::vector<int> cpus;       // own threads are pinned to these; empty: not pinned
+  int num_threads = 0;      // CPU worker; 0: all CPUs it may use (emulated: less device_threads)
+  int device_threads = 1;   // emulated device
+  int cuda_device = 0;      // ordinal as this process sees it
+  std::vector<int> cpus;    // own threads are pinned to these; empty: not pinned
+  int max_call_rows = 256;  // cuda device: query rows that the CPU attends at a time, CudaDeviceOptions::max_call_rows
   int speculative_tokens = 0;  // draft tokens that a step may write and later reject
   int64_t dram_bytes = 0;      // host tiers, all layers together
   int64_t cxl_bytes = 0;
@@ -59,10 +60,6 @@ struct BackendOptions {
 
 // Whether the CXL tier is plain memory, which stands for CXL.
 inline bool CxlIsEmulated(const BackendOptions& options) { return options.cxl_node < 0 && options.cxl_device.empty(); }
-
-// Whether a CUDA device worker can be had, as far as can be told without initialising CUDA. Errors: Unimplemented (not
-// in this build), Unavailable (no driver, or too old).
-absl::Status CudaStatus();
 
 // Errors: InvalidArgument naming field, value and accepted values; Unimplemented for what this build lacks.
 absl::Status Validate(const BackendOptions& options);

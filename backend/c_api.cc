@@ -11,6 +11,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
+#include "backend/cuda_stream.h"
 #include "backend/hybridgen.h"
 #include "backend/paged_attention_backend.h"
 #include "backend/topology_json.h"
@@ -388,7 +389,6 @@ hg_status hg_backend_plan_step(hg_backend* backend, const hg_batch* batch, hg_pl
       step.has_slot_mapping = true;
       step.slot_mapping = {b->slot_mapping, static_cast<size_t>(b->num_slots)};
     }
-    step.stream = b->stream;
     std::unique_ptr<hg_plan> made;
     if (*plan == nullptr) made = std::make_unique<hg_plan>();
     absl::Status status = impl.PlanStep(step, made != nullptr ? made->impl : (*plan)->impl);
@@ -401,9 +401,16 @@ void hg_plan_destroy(hg_plan* plan) { delete plan; }
 
 hg_status hg_backend_forward(hg_backend* backend, hg_plan* plan, int32_t layer, const hg_tensor* query,
                              const hg_tensor* key, const hg_tensor* value, const hg_tensor* output) {
+  return hg_backend_forward_on_stream(backend, plan, layer, query, key, value, output, nullptr);
+}
+
+hg_status hg_backend_forward_on_stream(hg_backend* backend, hg_plan* plan, int32_t layer, const hg_tensor* query,
+                                       const hg_tensor* key, const hg_tensor* value, const hg_tensor* output,
+                                       void* stream) {
   return WithBackend("forward", backend, [&](PagedAttentionBackend& impl) -> absl::Status {
     if (plan == nullptr) return Null("forward", "plan");
-    return impl.Forward(plan->impl, layer, View(query), View(key), View(value), View(output));
+    return impl.Forward(plan->impl, layer, View(query), View(key), View(value), View(output),
+                        static_cast<CUstream_st*>(stream));
   });
 }
 

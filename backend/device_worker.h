@@ -1,10 +1,4 @@
-// The device tier's half of a call: an accelerator seen as a queue of work in order, like a CUDA stream.
-//
-// Protocol of one layer, driven by the calling thread:
-//   BeginLayer     device: write its pages' new K/V
-//   HostWritten    host pages hold the layer's new K/V: device may attend its items (streamed host pages among them)
-//   HostAttended   the CPU worker's partials are complete: device merges and writes the output
-//   WaitLayer      the output is complete
+// The device tier's half of a call, and who brings in the CPU's: an accelerator seen as a queue of work in order.
 #ifndef BACKEND_DEVICE_WORKER_H_
 #define BACKEND_DEVICE_WORKER_H_
 
@@ -21,25 +15,30 @@ struct DeviceSeconds {
   double attend = 0;
   double merge = 0;
   double transfer = 0;  // copies between tiers
+  double host = 0;      // of the CPU worker, attending
+  double wait = 0;      // of the calling thread for the device
 };
 
 class DeviceWorker {
  public:
   virtual ~DeviceWorker() = default;
 
-  // `call` stays valid until WaitLayer returned. Errors of the work itself are returned by WaitLayer.
-  virtual absl::Status BeginLayer(const LayerCall& call) = 0;
-  virtual void HostWritten() = 0;
-  virtual void HostAttended() = 0;
-  // Errors: DeadlineExceeded from the watchdog; the worker is then dead and refuses everything with FailedPrecondition.
-  virtual absl::Status WaitLayer() = 0;
+  // One layer of a step, the CPU worker's part included: new K/V of all tiers are written, then all are attended and
+  // the output is written. A device with a queue of its own returns when the work is queued; `call.plan` may then be
+  // planned again at once, and what goes wrong later is told by a later call.
+  // Errors: those of the work; FailedPrecondition from a device that has failed before.
+  virtual absl::Status RunLayer(const LayerCall& call) = 0;
 
   // Queued behind the layers begun before, ahead of those begun after.
   virtual absl::Status EnqueueCopies(std::vector<CopyTask> tasks) = 0;
   // Copies whose bytes are in place, in order; each is returned once.
   virtual std::vector<CopyTask> TakeFinishedCopies() = 0;
-  // Waits until everything queued is done. Errors: as WaitLayer.
+  // Waits until everything queued is done. Errors: DeadlineExceeded from a watchdog, after which the device refuses
+  // everything with FailedPrecondition; those of the work.
   virtual absl::Status Drain() = 0;
+
+  // The last step up to `newest` with which all that was ever queued is done.
+  virtual int64_t CompletedStep(int64_t newest) = 0;
 
   virtual int num_workers() const = 0;
   virtual int64_t read_bytes(Tier tier) const = 0;

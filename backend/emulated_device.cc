@@ -10,7 +10,6 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
-#include "backend/attention_worker.h"
 #include "backend/pacer.h"
 #include "backend/pool_executor.h"
 
@@ -102,9 +101,9 @@ struct Queue {
   }
 };
 
-class EmulatedDevice final : public DeviceWorker {
+class EmulatedDeviceImpl final : public EmulatedDevice {
  public:
-  explicit EmulatedDevice(std::shared_ptr<Queue> queue) : queue_(std::move(queue)) {}
+  explicit EmulatedDeviceImpl(std::shared_ptr<Queue> queue) : queue_(std::move(queue)) {}
 
   absl::Status Start() {
     try {
@@ -116,7 +115,7 @@ class EmulatedDevice final : public DeviceWorker {
     return absl::OkStatus();
   }
 
-  ~EmulatedDevice() override {
+  ~EmulatedDeviceImpl() override {
     {
       std::lock_guard<std::mutex> lock(queue_->mutex);
       queue_->stop = true;
@@ -128,6 +127,23 @@ class EmulatedDevice final : public DeviceWorker {
     } else {
       thread_.join();
     }
+  }
+
+  absl::Status RunLayer(const LayerCall& call) override {
+    AttentionWorker& host = *queue_->options.host;
+    if (absl::Status status = BeginLayer(call); !status.ok()) return status;
+    absl::Status status = host.Write(call, call.plan->host_writes);
+    HostWritten();
+    const Clock::time_point begin = Clock::now();
+    if (status.ok()) status = host.Attend(call, call.plan->cpu_items, call.plan->cpu_group_ends);
+    const double attended = SecondsSince(begin);
+    HostAttended();
+    const Clock::time_point waiting = Clock::now();
+    absl::Status device_status = WaitLayer();
+    std::lock_guard<std::mutex> lock(queue_->mutex);
+    queue_->seconds.host += attended;
+    queue_->seconds.wait += SecondsSince(waiting);
+    return status.ok() ? device_status : status;
   }
 
   absl::Status BeginLayer(const LayerCall& call) override {
@@ -176,6 +192,8 @@ class EmulatedDevice final : public DeviceWorker {
     return absl::OkStatus();
   }
 
+  int64_t CompletedStep(int64_t newest) override { return newest; }  // RunLayer waits
+
   int num_workers() const override { return queue_->executor->num_workers(); }
   int64_t read_bytes(Tier tier) const override { return queue_->worker->read_bytes(tier); }
   DeviceSeconds seconds() const override {
@@ -208,7 +226,7 @@ class EmulatedDevice final : public DeviceWorker {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<DeviceWorker>> CreateEmulatedDevice(const EmulatedDeviceOptions& options) {
+absl::StatusOr<std::unique_ptr<EmulatedDevice>> CreateEmulatedDevice(const EmulatedDeviceOptions& options) {
   PoolExecutorOptions pool;
   pool.name = "dev";
   pool.num_workers = options.num_threads;
@@ -226,7 +244,7 @@ absl::StatusOr<std::unique_ptr<DeviceWorker>> CreateEmulatedDevice(const Emulate
   queue->executor = *std::move(executor);
   queue->worker = std::make_unique<AttentionWorker>(queue->executor.get(), options.kernels, options.dtype,
                                                     options.head_size, options.num_kv_heads, std::move(pacers));
-  auto device = std::make_unique<EmulatedDevice>(std::move(queue));
+  auto device = std::make_unique<EmulatedDeviceImpl>(std::move(queue));
   if (absl::Status status = device->Start(); !status.ok()) return status;
   return device;
 }

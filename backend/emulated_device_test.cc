@@ -59,7 +59,7 @@ struct OneToken {
 };
 
 TEST(EmulatedDeviceTest, RunsLayersInOrder) {
-  std::unique_ptr<DeviceWorker> device = *CreateEmulatedDevice(Options(absl::Seconds(60)));
+  std::unique_ptr<EmulatedDevice> device = *CreateEmulatedDevice(Options(absl::Seconds(60)));
   for (int round = 0; round < 200; ++round) {
     OneToken layer;
     layer.value[0] = static_cast<float>(round);
@@ -75,7 +75,7 @@ TEST(EmulatedDeviceTest, RunsLayersInOrder) {
 
 TEST(EmulatedDeviceTest, AHostThatNeverComesIsADeadlineAndTheDeviceStaysDead) {
   auto* layer = new OneToken();  // outlives the abandoned thread
-  std::unique_ptr<DeviceWorker> device = *CreateEmulatedDevice(Options(absl::Milliseconds(50)));
+  std::unique_ptr<EmulatedDevice> device = *CreateEmulatedDevice(Options(absl::Milliseconds(50)));
   ASSERT_TRUE(device->BeginLayer(layer->call).ok());
   device->HostWritten();  // and never HostAttended
   EXPECT_EQ(device->WaitLayer().code(), absl::StatusCode::kDeadlineExceeded);
@@ -86,7 +86,7 @@ TEST(EmulatedDeviceTest, AHostThatNeverComesIsADeadlineAndTheDeviceStaysDead) {
 }
 
 TEST(EmulatedDeviceTest, CopiesWithoutHostTiersAreRefused) {
-  std::unique_ptr<DeviceWorker> device = *CreateEmulatedDevice(Options(absl::Seconds(60)));
+  std::unique_ptr<EmulatedDevice> device = *CreateEmulatedDevice(Options(absl::Seconds(60)));
   EXPECT_EQ(device->EnqueueCopies({CopyTask()}).code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_TRUE(device->Drain().ok());
 }

@@ -188,9 +188,6 @@ typedef struct hg_batch {
    * slots follow from the table and the positions. */
   const int64_t* slot_mapping;
   int64_t num_slots; /* length of slot_mapping */
-  /* cuda kind: the cudaStream_t (null: the default stream) in whose order the step runs, from planning to its last
-   * layer. The other kinds do not look at it. */
-  void* stream;
 } hg_batch;
 
 /* Plans a step. *plan: null makes a new plan, else that plan is refilled (its memory is reused). In the tiered binding
@@ -199,8 +196,7 @@ typedef struct hg_batch {
 HG_EXPORT hg_status hg_backend_plan_step(hg_backend* backend, const hg_batch* batch, hg_plan** plan);
 HG_EXPORT void hg_plan_destroy(hg_plan* plan);
 
-/* A [tokens][heads][head_size] tensor of the backend's dtype; dims of one head are contiguous. cuda kind: in device
- * memory, like the data of hg_pool and hg_regions; tensors may have more rows than the step has tokens. */
+/* A [tokens][heads][head_size] tensor of the backend's dtype; dims of one head are contiguous. */
 typedef struct hg_tensor {
   void* data;
   int64_t token_stride;
@@ -211,6 +207,14 @@ typedef struct hg_tensor {
  * attends; output has the shape of query. */
 HG_EXPORT hg_status hg_backend_forward(hg_backend* backend, hg_plan* plan, int32_t layer, const hg_tensor* query,
                                        const hg_tensor* key, const hg_tensor* value, const hg_tensor* output);
+
+/* The same with device_kind cuda: the tensors are device memory, and the work is queued on `stream`, a cudaStream_t of
+ * the engine (null: the default stream), behind what that already holds. The call does not wait for the device; what
+ * goes wrong there is told by a later call, and the stream itself then fails, so that no result leaves it. Every layer of
+ * a plan runs once, in order. A stream that is captured in a graph is refused. Other kinds ignore `stream`. */
+HG_EXPORT hg_status hg_backend_forward_on_stream(hg_backend* backend, hg_plan* plan, int32_t layer,
+                                                 const hg_tensor* query, const hg_tensor* key, const hg_tensor* value,
+                                                 const hg_tensor* output, void* stream);
 
 /* Statistics as JSON (docs/statistics.md). Writes at most capacity bytes, terminator included; *needed is the full size
  * with terminator. buffer may be null when capacity is 0. */

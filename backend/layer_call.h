@@ -9,6 +9,8 @@
 #include "kernels/dtype.h"
 #include "kernels/page_format.h"
 
+struct CUstream_st;  // of cudaStream_t
+
 namespace hybridgen {
 
 // Parameters of one attention layer.
@@ -60,7 +62,9 @@ struct LayerCall {
   TensorView key;  // null data: nothing is written
   TensorView value;
   TensorView output;
-  PartialWorkspace partials;
+  PartialWorkspace partials;      // unused by a device that has its own
+  int layer = 0;                  // 0, 1, ... in the order in which a step runs them
+  CUstream_st* stream = nullptr;  // of a CUDA device: the engine's, on which the tensors are valid
 };
 
 }  // namespace hybridgen

@@ -25,6 +25,7 @@ class PageCopier {
   absl::Status Run(absl::Span<const CopyTask> tasks, Executor& executor) const;
 
   // The parts of a copy: one stored layer of the task's block.
+  const std::vector<LayerPages>& layers() const { return layers_; }
   int num_layers() const { return static_cast<int>(layers_.size()); }
   void CopyLayer(const CopyTask& task, int layer) const;
   // Bytes that CopyLayer writes, at most.

@@ -9,6 +9,8 @@
 #include "absl/strings/str_cat.h"
 #include "backend/attention_worker.h"
 #include "backend/copy_sink.h"
+#include "backend/cuda_device.h"
+#include "backend/cuda_stream.h"
 #include "backend/emulated_device.h"
 #include "backend/mover.h"
 #include "backend/pacer.h"
@@ -31,6 +33,31 @@ constexpr int64_t kCopyBytesPerStep = 64 << 20;
 // Largest stride with which addresses of a tensor cannot overflow.
 constexpr int64_t kMaxStride = int64_t{1} << 30;  // elements
 
+const char* DeviceKindName(DeviceKind kind) {
+  switch (kind) {
+    case DeviceKind::kCpu:
+      return "cpu";
+    case DeviceKind::kEmulated:
+      return "emulated";
+    case DeviceKind::kCuda:
+      return "cuda";
+  }
+  return "unknown";
+}
+
+// The device copies from and to any page of the host tiers, so it must reach them all.
+absl::Status CheckRegistered(const HostTiers& tiers) {
+  for (const TierArena& arena : tiers.arenas()) {
+    if (arena.pin.failures == 0) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "bind tiered: ", arena.pin.failed_bytes, " bytes of the ", TierName(arena.tier), " ", PageRoleName(arena.role),
+        " pages could not be registered with the device: ", arena.pin.first_error.message(),
+        "; accepted with device_kind cuda: host tiers that fit what may be pinned (RLIMIT_MEMLOCK, the container's "
+        "limits); lower dram_bytes or cxl_bytes"));
+  }
+  return absl::OkStatus();
+}
+
 // How the CPU worker's reads of each tier are paced.
 TierPacers CpuPacers(const BackendOptions& options) {
   TierPacers pacers;
@@ -42,38 +69,39 @@ TierPacers CpuPacers(const BackendOptions& options) {
   return pacers;
 }
 
+// The CPU worker with the threads that it runs on.
+struct CpuWorker {
+  CpuWorker(const BackendOptions& options, const KernelSet* kernels, std::unique_ptr<Executor> threads,
+            const HeadGroups& head_groups)
+      : executor(std::move(threads)),
+        attention(executor.get(), kernels, options.dtype, options.head_size, options.num_kv_heads, CpuPacers(options),
+                  head_groups) {}
+  const std::unique_ptr<Executor> executor;
+  AttentionWorker attention;
+};
+
 class BackendImpl final : public PagedAttentionBackend {
  public:
   BackendImpl(const BackendOptions& options, const KernelSet* kernels, std::unique_ptr<Executor> executor,
-              const HeadGroups& head_groups)
+              const HeadGroups& head_groups, std::shared_ptr<DeviceStream> stream)
       : o_(options),
         id_(NextId()),
         kernels_(kernels),
         head_groups_(head_groups),
-        executor_(std::move(executor)),
-        cpu_(executor_.get(), kernels, options.dtype, options.head_size, options.num_kv_heads, CpuPacers(options),
-             head_groups) {
+        stream_(std::move(stream)),
+        cpu_owner_(std::make_shared<CpuWorker>(options, kernels, std::move(executor), head_groups)),
+        executor_(cpu_owner_->executor.get()),
+        cpu_(cpu_owner_->attention) {
     StepKnobs knobs;
     knobs.streaming_share = o_.streaming_share;
     SetKnobs(knobs);
     if (o_.binding == Binding::kIdentity) planner_ = CreateIdentityPlanner(o_.block_size);
   }
 
-  // Without host tiers there is nothing to copy, so an identity-bound device can start at once.
-  absl::Status StartDevice(std::shared_ptr<const PageCopier> copier) {
-    if (o_.device_kind != DeviceKind::kEmulated) return absl::OkStatus();
-    EmulatedDeviceOptions device;
-    device.num_threads = o_.device_threads;
-    device.dtype = o_.dtype;
-    device.head_size = o_.head_size;
-    device.num_kv_heads = o_.num_kv_heads;
-    device.gigabytes_per_second = o_.device_gigabytes_per_second;
-    device.timeout = o_.timeout;
-    device.kernels = kernels_;
-    device.copier = std::move(copier);
-    absl::StatusOr<std::unique_ptr<DeviceWorker>> worker = CreateEmulatedDevice(device);
-    if (!worker.ok()) return worker.status();
-    device_ = *std::move(worker);
+  // `tiered`: null in the identity binding.
+  absl::Status StartDevice(const TieredBinding* tiered) {
+    if (o_.device_kind == DeviceKind::kEmulated) return StartEmulatedDevice(tiered);
+    if (o_.device_kind == DeviceKind::kCuda) return StartCudaDevice(tiered);
     return absl::OkStatus();
   }
 
@@ -102,6 +130,10 @@ class BackendImpl final : public PagedAttentionBackend {
         return absl::InvalidArgumentError(
             absl::StrCat("add layer: alibi_slopes hold ", slope, "; accepted: finite values"));
       }
+    }
+    if (o_.device_kind == DeviceKind::kCuda && device_ != nullptr) {
+      return absl::FailedPreconditionError(
+          "add layer: the device has been started; add all layers before the bind (tiered) or the first plan");
     }
     if (!std::isfinite(params.scale)) {
       return absl::InvalidArgumentError(
@@ -134,6 +166,9 @@ class BackendImpl final : public PagedAttentionBackend {
     if (planner_ == nullptr) {
       return absl::FailedPreconditionError("plan step: the backend is not bound yet; call bind tiered first");
     }
+    if (device_ == nullptr) {  // with the identity binding a device starts here, when the layers are known
+      if (absl::Status status = StartDevice(nullptr); !status.ok()) return status;
+    }
     BackendOf(plan) = 0;  // not runnable unless planning succeeds
     if (tiered_ != nullptr) tiered_->watch->Tick(Clock::now());
     knobs_ = policy_->Next(TakeTimings());
@@ -151,12 +186,17 @@ class BackendImpl final : public PagedAttentionBackend {
     return absl::OkStatus();
   }
 
+  using PagedAttentionBackend::Forward;
   absl::Status Forward(Plan& plan, int layer, const TensorView& query, const TensorView& key, const TensorView& value,
-                       const TensorView& output) override;
+                       const TensorView& output, CUstream_st* stream) override;
 
   absl::Status SetStreamingShare(double share) override {
     if (!(share >= 0 && share <= 1)) {
       return absl::InvalidArgumentError(absl::StrCat("set streaming share: value is ", share, "; accepted: 0 to 1"));
+    }
+    if (o_.device_kind == DeviceKind::kCuda && share != 0) {
+      return absl::UnimplementedError(
+          absl::StrCat("set streaming share: value is ", share, "; accepted with device_kind cuda: 0"));
     }
     StepKnobs knobs = knobs_;
     knobs.streaming_share = share;
@@ -183,14 +223,18 @@ class BackendImpl final : public PagedAttentionBackend {
     policy_ = std::make_unique<FixedKnobs>(knobs);
   }
 
+  absl::Status StartEmulatedDevice(const TieredBinding* tiered);
+  absl::Status StartCudaDevice(const TieredBinding* tiered);
   StepTimings TakeTimings();
 
   BackendOptions o_;
   const uint64_t id_;
   const KernelSet* const kernels_;
   const HeadGroups head_groups_;
-  const std::unique_ptr<Executor> executor_;
-  AttentionWorker cpu_;
+  const std::shared_ptr<DeviceStream> stream_;  // null but for kind cuda; outlives what is registered with it
+  const std::shared_ptr<CpuWorker> cpu_owner_;  // with a device that may hold on to it
+  Executor* const executor_;
+  AttentionWorker& cpu_;
   std::vector<Layer> layers_;
   LayerLimits limits_;
   std::unique_ptr<KnobPolicy> policy_;
@@ -200,8 +244,7 @@ class BackendImpl final : public PagedAttentionBackend {
   int64_t steps_ = 0;
   int64_t tokens_written_ = 0;
   int64_t forward_calls_ = 0;
-  double cpu_seconds_ = 0;
-  double wait_seconds_ = 0;
+  double cpu_seconds_ = 0;  // attending without a device
   // In order of construction.
   std::unique_ptr<TieredBinding> tiered_;  // null in the identity binding, and before the bind
   std::unique_ptr<DeviceWorker> device_;   // null in the `cpu` kind
@@ -210,6 +253,45 @@ class BackendImpl final : public PagedAttentionBackend {
   std::unique_ptr<Mover> mover_;  // null: no migrations
   std::unique_ptr<StepPlanner> planner_;
 };
+
+absl::Status BackendImpl::StartEmulatedDevice(const TieredBinding* tiered) {
+  EmulatedDeviceOptions device;
+  device.num_threads = o_.device_threads;
+  device.dtype = o_.dtype;
+  device.head_size = o_.head_size;
+  device.num_kv_heads = o_.num_kv_heads;
+  device.gigabytes_per_second = o_.device_gigabytes_per_second;
+  device.timeout = o_.timeout;
+  device.kernels = kernels_;
+  device.host = &cpu_;
+  if (tiered != nullptr) device.copier = tiered->copier;
+  absl::StatusOr<std::unique_ptr<EmulatedDevice>> worker = CreateEmulatedDevice(device);
+  if (!worker.ok()) return worker.status();
+  device_ = *std::move(worker);
+  return absl::OkStatus();
+}
+
+absl::Status BackendImpl::StartCudaDevice(const TieredBinding* tiered) {
+  CudaDeviceOptions device;
+  device.dtype = o_.dtype;
+  device.head_size = o_.head_size;
+  device.num_kv_heads = o_.num_kv_heads;
+  device.page_tokens = o_.block_size;
+  for (const Layer& layer : layers_) device.layers.push_back(layer.params);
+  device.timeout = o_.timeout;
+  device.max_call_rows = o_.max_call_rows;
+  if (tiered != nullptr) {
+    if (absl::Status status = CheckRegistered(*tiered->host); !status.ok()) return status;
+    device.host = std::shared_ptr<AttentionWorker>(cpu_owner_, &cpu_);
+    device.host_tiers = tiered->host.get();
+    device.head_groups = head_groups_.count;
+    device.stored_layers = tiered->copier->layers();
+  }
+  absl::StatusOr<std::unique_ptr<DeviceWorker>> worker = CreateCudaDevice(device, stream_);
+  if (!worker.ok()) return worker.status();
+  device_ = *std::move(worker);
+  return absl::OkStatus();
+}
 
 absl::Status BackendImpl::BindIdentity(const IdentityPool& pool) {
   if (o_.binding != Binding::kIdentity) {
@@ -253,10 +335,12 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
     if (pool == tiered_->pool) return absl::OkStatus();
     return absl::FailedPreconditionError("bind tiered: already bound to another tensor; create a new backend");
   }
+  TieredSystem system;
+  if (stream_ != nullptr) system.registrar = &stream_->registrar();
   absl::StatusOr<std::unique_ptr<TieredBinding>> binding =
-      BindTieredPool(o_, head_groups_, kernels_, pool, static_cast<int>(layers_.size()));
+      BindTieredPool(o_, head_groups_, kernels_, pool, static_cast<int>(layers_.size()), system);
   if (!binding.ok()) return binding.status();
-  if (absl::Status status = StartDevice((*binding)->copier); !status.ok()) return status;
+  if (absl::Status status = StartDevice(binding->get()); !status.ok()) return status;
   tiered_ = *std::move(binding);
   for (size_t i = 0; i < layers_.size(); ++i) {
     layers_[i].pages = tiered_->pages[i];
@@ -273,12 +357,12 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
   planner.host = tiered_->host.get();
   planner.mirror = tiered_->mirror.get();
   planner.knobs = &knobs_;
-  planner.has_device_worker = device_ != nullptr;
+  planner.device = device_.get();
   if (device_ != nullptr) {
     device_copies_ = std::make_unique<DeviceCopies>(device_.get());
     planner.copies = device_copies_.get();
   } else {
-    inline_copies_ = std::make_unique<InlineCopies>(tiered_->copier.get(), executor_.get());
+    inline_copies_ = std::make_unique<InlineCopies>(tiered_->copier.get(), executor_);
     planner.copies = inline_copies_.get();
   }
   if (o_.mover_gigabytes_per_second > 0) {
@@ -293,7 +377,7 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
 }
 
 absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query, const TensorView& key,
-                                  const TensorView& value, const TensorView& output) {
+                                  const TensorView& value, const TensorView& output, CUstream_st* stream) {
   const StepPlan& step = StepOf(plan);
   if (BackendOf(plan) != id_) {
     return absl::InvalidArgumentError("forward: the plan is of another backend, or its planning failed");
@@ -338,7 +422,10 @@ absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query
   call.key = key;
   call.value = value;
   call.output = output;
-  call.partials = WorkspaceOf(plan, step.partial_rows, layer.params.num_query_heads, o_.head_size);
+  call.layer = index;
+  call.stream = stream;
+  if (o_.device_kind != DeviceKind::kCuda)
+    call.partials = WorkspaceOf(plan, step.partial_rows, layer.params.num_query_heads, o_.head_size);
 
   const Mover::Yield yield(mover_.get());
   if (device_ == nullptr) {
@@ -350,23 +437,13 @@ absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query
     if (!status.ok()) return status;
     return cpu_.Merge(call, step.merges);
   }
-  if (absl::Status status = device_->BeginLayer(call); !status.ok()) return status;
-  absl::Status status = cpu_.Write(call, step.host_writes);
-  device_->HostWritten();
-  const Clock::time_point begin = Clock::now();
-  if (status.ok()) status = cpu_.Attend(call, step.cpu_items, step.cpu_group_ends);
-  const Clock::time_point attended = Clock::now();
-  cpu_seconds_ += std::chrono::duration<double>(attended - begin).count();
-  device_->HostAttended();
-  absl::Status device_status = device_->WaitLayer();
-  wait_seconds_ += SecondsSince(attended);
-  return status.ok() ? device_status : status;
+  return device_->RunLayer(call);
 }
 
 // What the last step took: totals now less totals at the last plan.
 StepTimings BackendImpl::TakeTimings() {
   StepTimings now;
-  now.cpu_seconds = cpu_seconds_;
+  now.cpu_seconds = cpu_seconds_ + (device_ == nullptr ? 0 : device_->seconds().host);
   for (int t = 0; t < kNumTiers; ++t) {
     now.cpu_bytes += cpu_.read_bytes(static_cast<Tier>(t));
     if (device_ != nullptr) now.device_bytes += device_->read_bytes(static_cast<Tier>(t));
@@ -389,7 +466,7 @@ StepTimings BackendImpl::TakeTimings() {
 
 std::string BackendImpl::StatisticsJson() const {
   BackendStatistics s;
-  s.device_kind = o_.device_kind == DeviceKind::kCpu ? "cpu" : "emulated";
+  s.device_kind = DeviceKindName(o_.device_kind);
   s.binding = o_.binding == Binding::kIdentity ? "identity" : "tiered";
   s.kernels = kernels_->name;
   s.executor = executor_->description();
@@ -397,10 +474,11 @@ std::string BackendImpl::StatisticsJson() const {
   s.tokens_written = tokens_written_;
   s.forward_calls = forward_calls_;
   s.cpu_seconds = cpu_seconds_;
-  s.wait_seconds = wait_seconds_;
   s.streaming_share = knobs_.streaming_share;
   if (device_ != nullptr) {
     const DeviceSeconds seconds = device_->seconds();
+    s.cpu_seconds = seconds.host;
+    s.wait_seconds = seconds.wait;
     s.device_seconds = seconds.attend;
     s.merge_seconds = seconds.merge;
     s.transfer_seconds = seconds.transfer;
@@ -441,8 +519,19 @@ PartialWorkspace PagedAttentionBackend::WorkspaceOf(Plan& plan, int64_t rows, in
   return {plan.partial_o_.data(), plan.partial_lse_.data()};
 }
 
-absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> PagedAttentionBackend::Create(const BackendOptions& options) {
+absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> PagedAttentionBackend::Create(
+    const BackendOptions& options, std::shared_ptr<DeviceStream> stream) {
   if (absl::Status status = Validate(options); !status.ok()) return status;
+  if (options.device_kind == DeviceKind::kCuda) {
+    if (absl::Status status = CheckCudaModel(options.dtype, options.head_size, options.block_size); !status.ok()) {
+      return status;
+    }
+    if (stream == nullptr) {
+      absl::StatusOr<std::shared_ptr<DeviceStream>> created = CreateCudaStream(options.cuda_device);
+      if (!created.ok()) return created.status();
+      stream = *std::move(created);
+    }
+  }
   const CpuFeatures features = DetectCpuFeatures();
   const KernelSet* kernels = &SelectKernelSet(features);
   if (!options.isa_is_auto) {
@@ -467,11 +556,7 @@ absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> PagedAttentionBackend::Cr
   }
   if (*executor == nullptr) executor = CreatePool(options, head_groups);
   if (!executor.ok()) return executor.status();
-  auto backend = std::make_unique<BackendImpl>(options, kernels, *std::move(executor), head_groups);
-  if (options.binding == Binding::kIdentity) {
-    if (absl::Status status = backend->StartDevice(nullptr); !status.ok()) return status;
-  }
-  return backend;
+  return std::make_unique<BackendImpl>(options, kernels, *std::move(executor), head_groups, std::move(stream));
 }
 
 }  // namespace hybridgen

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "backend/backend_options.h"
+#include "backend/device_stream.h"
 #include "backend/layer_call.h"
 #include "backend/step_planner.h"
 #include "backend/tiered_binding.h"
@@ -46,8 +47,11 @@ class Plan {
 
 class PagedAttentionBackend {
  public:
-  // Errors: InvalidArgument naming field, value and accepted values; Unimplemented for what this build lacks.
-  static absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> Create(const BackendOptions& options);
+  // `stream` is the accelerator of device_kind cuda; null: the CUDA runtime's device options.cuda_device.
+  // Errors: InvalidArgument naming field, value and accepted values; Unimplemented for what this build lacks;
+  // Unavailable without a CUDA device.
+  static absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> Create(const BackendOptions& options,
+                                                                       std::shared_ptr<DeviceStream> stream = nullptr);
   virtual ~PagedAttentionBackend() = default;
 
   // Returns the layer's index: 0, 1, ...
@@ -67,8 +71,14 @@ class PagedAttentionBackend {
   virtual absl::Status PlanStep(const StepBatch& batch, Plan& plan) = 0;
 
   // One layer of a planned step: writes key/value (null key data: nothing), then attends query into output.
+  // device_kind cuda: the tensors are device memory, the work is queued on `stream` (null: the default stream), and
+  // every layer of a plan runs once, in order; errors of the work are told by later calls.
+  absl::Status Forward(Plan& plan, int layer, const TensorView& query, const TensorView& key, const TensorView& value,
+                       const TensorView& output) {
+    return Forward(plan, layer, query, key, value, output, nullptr);
+  }
   virtual absl::Status Forward(Plan& plan, int layer, const TensorView& query, const TensorView& key,
-                               const TensorView& value, const TensorView& output) = 0;
+                               const TensorView& value, const TensorView& output, CUstream_st* stream) = 0;
 
   // For the steps planned from now on. Errors: InvalidArgument outside [0, 1].
   virtual absl::Status SetStreamingShare(double share) = 0;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <limits>
 #include <map>
 #include <memory>
@@ -42,10 +43,22 @@ struct Request {
   std::vector<std::vector<float>> k, v;  // [layer][position * kv_heads * head_size]
 };
 
+// A device with a queue of its own, for device_kind cuda.
+struct EngineDevice {
+  std::shared_ptr<DeviceStream> stream;  // null: the backend's kind has none
+  std::function<void(const void* data, size_t bytes)> lend;
+  std::function<void(const void* data)> take_back;
+  std::function<absl::Status()> synchronize;
+  int steps_ahead = 1;     // steps that are queued before their answers are looked at
+  double weight_unit = 0;  // rounding of softmax weights in its kernels
+};
+
 class Engine {
  public:
-  Engine(const Shape& shape, BackendOptions options, int device_pages, int num_blocks, int drafts, uint32_t seed)
-      : shape_(shape),
+  Engine(const Shape& shape, BackendOptions options, int device_pages, int num_blocks, int drafts, uint32_t seed,
+         EngineDevice device = EngineDevice())
+      : device_(std::move(device)),
+        shape_(shape),
         num_blocks_(num_blocks),
         drafts_(drafts),
         tiered_(options.binding == Binding::kTiered),
@@ -57,7 +70,8 @@ class Engine {
     options.speculative_tokens = drafts;
     options.executor = ExecutorKind::kPool;
     options.num_threads = 2;
-    absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> backend = PagedAttentionBackend::Create(options);
+    absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> backend =
+        PagedAttentionBackend::Create(options, device_.stream);
     if (!backend.ok()) {
       ADD_FAILURE() << backend.status();
       return;
@@ -81,6 +95,7 @@ class Engine {
       params_.push_back(params);
       // Poison: whatever is read without having been written shows as NaN.
       tensors_.emplace_back(pages * page * DTypeSize(shape.dtype), 0xff);
+      if (device_.stream != nullptr) device_.lend(tensors_.back().data(), tensors_.back().size());
       pool.data.push_back(tensors_.back().data());
     }
     if (tiered_) {
@@ -102,6 +117,14 @@ class Engine {
     }
     for (int b = 1; b < num_blocks; ++b) free_.push_back(b);
     std::shuffle(free_.begin(), free_.end(), random_);
+  }
+
+  ~Engine() {
+    Settle();
+    backend_.reset();
+    for (const std::vector<uint8_t>& tensor : tensors_) {
+      if (device_.stream != nullptr) device_.take_back(tensor.data());
+    }
   }
 
   bool ok() const { return backend_ != nullptr; }
@@ -296,31 +319,64 @@ class Engine {
     for (int l = 0; l < shape_.layers; ++l) {
       std::vector<float> query(static_cast<size_t>(tokens) * hq * d);
       for (float& x : query) x = RoundTo(shape_.dtype, distribution(random_));
-      std::vector<uint8_t> q(query.size() * element), k(static_cast<size_t>(tokens) * hk * d * element), v(k.size());
-      std::vector<uint8_t> out(q.size() + 128, 0xff);  // red zone of 64 bytes on both sides
+      Launched launched;
+      std::vector<uint8_t>& q = launched.q;
+      q.resize(query.size() * element);
+      launched.k.resize(static_cast<size_t>(tokens) * hk * d * element);
+      launched.v.resize(launched.k.size());
+      launched.out.assign(q.size() + 128, 0xff);  // red zone of 64 bytes on both sides
       for (size_t i = 0; i < query.size(); ++i) WriteElement(shape_.dtype, q.data(), i, query[i]);
       for (size_t i = 0; i < ids.size(); ++i) {
         const Request& r = requests_[ids[i]];
         const int64_t first = seq_lens[i] - (query_start[i + 1] - query_start[i]);
         const int64_t count = static_cast<int64_t>(query_start[i + 1] - query_start[i]) * hk * d;
         for (int64_t e = 0; e < count; ++e) {
-          WriteElement(shape_.dtype, k.data(), static_cast<int64_t>(query_start[i]) * hk * d + e,
-                       r.k[l][first * hk * d + e]);
-          WriteElement(shape_.dtype, v.data(), static_cast<int64_t>(query_start[i]) * hk * d + e,
-                       r.v[l][first * hk * d + e]);
+          const int64_t to = static_cast<int64_t>(query_start[i]) * hk * d + e;
+          WriteElement(shape_.dtype, launched.k.data(), to, r.k[l][first * hk * d + e]);
+          WriteElement(shape_.dtype, launched.v.data(), to, r.v[l][first * hk * d + e]);
         }
       }
-      status = backend_->Forward(plan_, l, {q.data(), hq * d, d}, {k.data(), hk * d, d}, {v.data(), hk * d, d},
-                                 {out.data() + 64, hq * d, d});
+      if (device_.stream != nullptr) {
+        for (const auto* tensor : {&q, &launched.k, &launched.v, &launched.out}) {
+          device_.lend(tensor->data(), tensor->size());
+        }
+      }
+      status = backend_->Forward(plan_, l, {q.data(), hq * d, d}, {launched.k.data(), hk * d, d},
+                                 {launched.v.data(), hk * d, d}, {launched.out.data() + 64, hq * d, d});
       ASSERT_TRUE(status.ok()) << status;
+      // One sequence a layer keeps the oracle cheap.
+      const size_t checked = Uniform(0, static_cast<int>(ids.size()) - 1);
+      launched.request = requests_[ids[checked]];
+      launched.layer = l;
+      launched.first_row = query_start[checked];
+      launched.count = query_start[checked + 1] - query_start[checked];
+      launched.length = seq_lens[checked];
+      launched.query = std::move(query);
+      launched_.push_back(std::move(launched));
+    }
+    if (++steps_launched_ % device_.steps_ahead == 0) Settle();
+  }
+
+  // Looks at the answers of what has been launched.
+  void Settle() {
+    if (device_.stream != nullptr) {
+      const absl::Status status = device_.synchronize();
+      ASSERT_TRUE(status.ok()) << status;
+      for (const Launched& launched : launched_) {
+        for (const auto* tensor : {&launched.q, &launched.k, &launched.v, &launched.out}) {
+          device_.take_back(tensor->data());
+        }
+      }
+    }
+    const std::vector<Launched> done = std::exchange(launched_, {});
+    for (const Launched& launched : done) {
+      const std::vector<uint8_t>& out = launched.out;
       for (int i = 0; i < 64; ++i) {
         ASSERT_EQ(out[i], 0xff);
         ASSERT_EQ(out[out.size() - 1 - i], 0xff);
       }
-      const size_t checked =
-          Uniform(0, static_cast<int>(ids.size()) - 1);  // one sequence a layer keeps the oracle cheap
-      Check(requests_[ids[checked]], l, query_start[checked], query_start[checked + 1] - query_start[checked],
-            seq_lens[checked], query, out.data() + 64);
+      Check(launched.request, launched.layer, launched.first_row, launched.count, launched.length, launched.query,
+            out.data() + 64);
       if (testing::Test::HasFatalFailure()) return;
     }
   }
@@ -344,7 +400,9 @@ class Engine {
     for (int t = 0; t < count; ++t) {
       for (int h = 0; h < hq; ++h) {
         const OracleRow& row = rows[static_cast<size_t>(t) * hq + h];
-        const double tolerance = OutputTolerance(row, shape_.dtype, /*num_partials=*/16);
+        const double tolerance =
+            (device_.stream == nullptr ? 1 : 2) * (OutputTolerance(row, shape_.dtype, /*num_partials=*/16) +
+                                                   1.01 * device_.weight_unit * row.value_magnitude);
         for (int i = 0; i < d; ++i) {
           const float got = ReadElement(shape_.dtype, out, (static_cast<int64_t>(first_row + t) * hq + h) * d + i);
           ASSERT_NEAR(got, row.o[i], tolerance) << "layer " << l << " token " << t << " of " << count << ", length "
@@ -354,6 +412,18 @@ class Engine {
     }
   }
 
+  // A layer on its way, and the sequence of it whose answer is checked.
+  struct Launched {
+    std::vector<uint8_t> q, k, v, out;
+    Request request;
+    int layer = 0;
+    int first_row = 0;
+    int count = 0;
+    int length = 0;
+    std::vector<float> query;
+  };
+
+  const EngineDevice device_;
   const Shape shape_;
   const int num_blocks_;
   const int drafts_;
@@ -366,6 +436,8 @@ class Engine {
   std::deque<int32_t> free_;
   std::map<int32_t, int> references_;
   Plan plan_;
+  std::vector<Launched> launched_;
+  int steps_launched_ = 0;
   uint64_t next_id_ = 1;
   int preemptions_ = 0;
   int prefix_hits_ = 0;

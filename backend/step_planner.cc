@@ -158,8 +158,7 @@ class TieredPlanner final : public StepPlanner {
     if (absl::Status status = AddSequences(batch, plan); !status.ok()) return status;
     if (absl::Status status = FindTables(batch, limits, plan); !status.ok()) return status;
 
-    // Between steps: every layer of the last one has completed, so its blocks hold all their bytes.
-    o_.blocks->RetireThrough(last_step_);
+    Retire(last_step_);
     if (absl::Status status = FinishCopies(); !status.ok()) return status;
     for (int32_t block : o_.mirror->TakeUnreferenced()) {
       if (!o_.mirror->IsReferenced(block)) o_.blocks->MarkDead(block);
@@ -175,7 +174,7 @@ class TieredPlanner final : public StepPlanner {
     for (size_t i = 0; i < plan.sequences.size(); ++i) {
       if (absl::Status status = AddPages(plan.sequences[i], i, limits, plan); !status.ok()) return status;
     }
-    if (o_.has_device_worker && !recall_candidates_.empty()) {
+    if (o_.device != nullptr && !recall_candidates_.empty()) {
       std::reverse(recall_candidates_.begin(), recall_candidates_.end());  // newest blocks are wanted most
       const auto tasks = o_.blocks->PlanRecall(recall_candidates_, o_.knobs->recall_blocks);
       if (absl::Status status = Start(tasks); !status.ok()) return status;
@@ -211,6 +210,11 @@ class TieredPlanner final : public StepPlanner {
     return absl::OkStatus();
   }
 
+  // Pages of steps up to `newest` with which every processor is done may be recycled. The CPU alone is done with all.
+  void Retire(int64_t newest) {
+    o_.blocks->RetireThrough(o_.device == nullptr ? newest : o_.device->CompletedStep(newest));
+  }
+
   absl::Status FinishCopies() {
     if (absl::Status status = Finish(o_.copies->TakeFinished()); !status.ok()) return status;
     return o_.mover == nullptr ? absl::OkStatus() : Finish(o_.mover->TakeFinished());
@@ -236,9 +240,10 @@ class TieredPlanner final : public StepPlanner {
     return tasks.empty() ? absl::OkStatus() : o_.mover->Start(std::move(tasks));
   }
 
-  // Pages that copies hold come back: publishes and recalls are waited for, migrations are given up.
+  // Pages that copies and steps hold come back: steps, publishes and recalls are waited for, migrations are given up.
   absl::Status EndCopies() {
     if (absl::Status status = o_.copies->Drain(); !status.ok()) return status;
+    Retire(last_step_ - 1);
     if (o_.mover != nullptr) {
       if (absl::Status status = o_.mover->CancelAll(); !status.ok()) return status;
     }
@@ -347,7 +352,7 @@ class TieredPlanner final : public StepPlanner {
     sequence.pool_pages.end = static_cast<int32_t>(plan.pages.size());
     // The carry makes the streamed share exact over the batch although every sequence streams whole pages.
     int32_t streamed = 0;
-    if (o_.has_device_worker) {
+    if (o_.device != nullptr) {
       const double wanted = host_pages_.size() * o_.knobs->streaming_share + stream_carry_;
       streamed = std::clamp(static_cast<int32_t>(wanted + 0.5), 0, static_cast<int32_t>(host_pages_.size()));
       stream_carry_ = wanted - streamed;

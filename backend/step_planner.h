@@ -10,6 +10,7 @@
 #include "absl/types/span.h"
 #include "backend/block_table_mirror.h"
 #include "backend/copy_sink.h"
+#include "backend/device_worker.h"
 #include "backend/host_tiers.h"
 #include "backend/mover.h"
 #include "backend/step_plan.h"
@@ -30,7 +31,6 @@ struct StepBatch {
   // Identity binding only, may be null: slot = block * block_size + offset per token, negative: not written.
   absl::Span<const int64_t> slot_mapping;
   bool has_slot_mapping = false;
-  void* stream = nullptr;  // device kind cuda: the engine's stream; the planner does not look at it
 };
 
 // What a planner knows of the layers.
@@ -51,8 +51,7 @@ class StepPlanner {
 // The engine's tensor is the cache: block id = page of the pool.
 std::unique_ptr<StepPlanner> CreateIdentityPlanner(int block_size);
 
-// Block ids range over all tiers. All pointers outlive the planner. `has_device_worker`: pool pages and the streamed
-// share go to the device worker.
+// Block ids range over all tiers. All pointers outlive the planner.
 struct TieredPlannerOptions {
   int block_size = 0;
   int64_t num_blocks = 0;
@@ -63,7 +62,8 @@ struct TieredPlannerOptions {
   CopySink* copies = nullptr;
   Mover* mover = nullptr;  // null: no migrations
   const StepKnobs* knobs = nullptr;
-  bool has_device_worker = false;
+  // Takes pool pages and the streamed share; null: the CPU takes everything.
+  DeviceWorker* device = nullptr;
 };
 std::unique_ptr<StepPlanner> CreateTieredPlanner(const TieredPlannerOptions& options);
 

@@ -233,7 +233,7 @@ class Backend {
   }
 
   void PlanStep(Plan& plan, py::handle query_start, py::handle seq_lens, bool causal, py::handle block_tables,
-                py::handle requests, py::handle slot_mapping, uint64_t stream) {
+                py::handle requests, py::handle slot_mapping) {
     const Use use(this);
     if (plan.owner_ != 0) CheckOwner(plan);
     const int32_t* const lens = Array<int32_t>("seq_lens", seq_lens, 1, -1);
@@ -254,7 +254,6 @@ class Backend {
       batch.slot_mapping = Array<int64_t>("slot_mapping", slot_mapping, 1, -1);
       batch.num_slots = py::len(slot_mapping);
     }
-    batch.stream = reinterpret_cast<void*>(stream);
     hg_status status;
     {
       const py::gil_scoped_release release;
@@ -266,7 +265,7 @@ class Backend {
 
   void Forward(const Plan& plan, int32_t layer, py::handle query, int64_t query_token, int64_t query_head,
                py::handle key, int64_t key_token, int64_t key_head, py::handle value, int64_t value_token,
-               int64_t value_head, py::handle output, int64_t output_token, int64_t output_head) {
+               int64_t value_head, py::handle output, int64_t output_token, int64_t output_head, uint64_t stream) {
     const Use use(this);
     CheckOwner(plan);
     const hg_tensor q = Tensor("query", query, query_token, query_head, Null::kRefused);
@@ -276,7 +275,8 @@ class Backend {
     hg_status status;
     {
       const py::gil_scoped_release release;
-      status = hg_backend_forward(backend_, plan.plan_, layer, &q, &k, &v, &o);
+      status =
+          hg_backend_forward_on_stream(backend_, plan.plan_, layer, &q, &k, &v, &o, reinterpret_cast<void*>(stream));
     }
     Check(status);
   }
@@ -421,14 +421,15 @@ PYBIND11_MODULE(_core, module) {
            "deltas: (event, request number, block ids), event one of set, append, preempt, finish.")
       .def("plan_step", &Backend::PlanStep, arg("plan"), py::kw_only(), arg("query_start"), arg("seq_lens"),
            arg("causal") = true, arg("block_tables") = py::none(), arg("requests") = py::none(),
-           arg("slot_mapping") = py::none(), arg("stream") = 0,
+           arg("slot_mapping") = py::none(),
            "numpy arrays: int32 query_start [n + 1], seq_lens [n] and block_tables [n, width], uint64 requests [n], "
-           "int64 slot_mapping. stream: the CUDA stream that the step runs in, 0 the default one; device kind cuda.")
+           "int64 slot_mapping.")
       .def("forward", &Backend::Forward, arg("plan"), arg("layer"), arg("query"), arg("query_token_stride"),
            arg("query_head_stride"), arg("key"), arg("key_token_stride"), arg("key_head_stride"), arg("value"),
            arg("value_token_stride"), arg("value_head_stride"), arg("output"), arg("output_token_stride"),
-           arg("output_head_stride"),
-           "Addresses and strides in elements of [tokens, heads, head_size]; key and value None: nothing is written.")
+           arg("output_head_stride"), arg("stream") = 0,
+           "Addresses and strides in elements of [tokens, heads, head_size]; key and value None: nothing is written. "
+           "stream: the CUDA stream that the layer runs in, 0 the default one; device kind cuda.")
       .def("stats", &Backend::Stats, "Statistics as JSON text.")
       .def("set_streaming_share", &Backend::SetStreamingShare, arg("share"))
       .def("close", &Backend::Close, "Frees everything; later calls raise FailedPrecondition.");

@@ -73,8 +73,25 @@ host_python = repository_rule(
 def _system_cuda_impl(ctx):
     nvcc = ctx.which("nvcc") or ctx.path("/usr/local/cuda/bin/nvcc")
     present = nvcc.exists
-    ctx.file("BUILD.bazel", "")
-    ctx.file("cuda.bzl", "CUDA_PRESENT = %s\nNVCC = %r\n" % (present, str(nvcc) if present else ""))
+    build = ""
+    if present:
+        ctx.symlink(nvcc.dirname.dirname.get_child("include"), "include")
+        build = """
+# The CUDA runtime's headers, for sources that the C++ compiler takes.
+cc_library(
+    name = "runtime_headers",
+    hdrs = glob(["include/**"]),
+    includes = ["include"],
+    visibility = ["//visibility:public"],
+)
+"""
+    ctx.file("BUILD.bazel", build)
+    ctx.file("cuda.bzl", "\n".join([
+        "CUDA_PRESENT = %s" % present,
+        "NVCC = %r" % (str(nvcc) if present else ""),
+        "CUDA_ROOT = %r" % (str(nvcc.dirname.dirname) if present else ""),
+        "",
+    ]))
 
 system_cuda = repository_rule(
     implementation = _system_cuda_impl,

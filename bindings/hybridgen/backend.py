@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from hybridgen import compat, config, platforms
-from hybridgen.engine import IdentityEngine, Metadata, current_stream
+from hybridgen.engine import IdentityEngine, Metadata
 from hybridgen.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
 
@@ -214,14 +214,11 @@ class HybridGenImpl(compat.AttentionImpl):
             v_data, (v_token, v_head, v_dim) = value.data_ptr(), value.stride()
         if not q_dim == o_dim == k_dim == v_dim == 1:
             raise InvalidArgument("dims of a head are not contiguous in query, key, value or output; accepted: stride 1")
-        if attn_metadata.stream is not None and current_stream(query.device) != attn_metadata.stream:
-            raise FailedPrecondition(
-                "a layer runs in another CUDA stream than its step was planned in, which nothing would order; run "
-                "attention in one stream"
-            )
+        # The library queues its work where PyTorch would now queue its own.
+        stream = torch.cuda.current_stream(query.device).cuda_stream if attn_metadata.on_gpu else 0
         core.forward(
             attn_metadata.plan, self._index, query.data_ptr(), q_token, q_head, k_data, k_token, k_head,
-            v_data, v_token, v_head, output.data_ptr(), o_token, o_head,
+            v_data, v_token, v_head, output.data_ptr(), o_token, o_head, stream,
         )  # fmt: skip
         self.num_calls += 1
         return output

@@ -25,19 +25,14 @@ _PLANS = 3
 class Metadata:
     """What vLLM hands from the builder to every layer of a step."""
 
-    __slots__ = ("core", "dtype", "engine", "plan", "stream")
+    __slots__ = ("core", "dtype", "engine", "on_gpu", "plan")
 
-    def __init__(self, engine, plan, stream: int | None = None) -> None:
+    def __init__(self, engine, plan) -> None:
         self.engine = engine
         self.core = engine.core
         self.dtype = engine.dtype
         self.plan = plan  # None: a dummy run, nothing is written or attended
-        self.stream = stream  # the CUDA stream that the step was planned in; None without an accelerator
-
-
-def current_stream(device: torch.device) -> int | None:
-    """Handle of the stream that PyTorch's calls on `device` go to now; None for host memory."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+        self.on_gpu = engine.on_gpu
 
 
 def own_cpus(settings: Config, environ: Mapping[str, str] = os.environ) -> tuple[list[int] | None, str]:
@@ -127,7 +122,7 @@ class Engine:
     def __init__(self, settings: Config, spec, device: torch.device, speculative_tokens: int = 0) -> None:
         self.core = make_core(settings, spec, device, speculative_tokens)
         self.dtype = spec.dtype
-        self._device = device
+        self.on_gpu = device.type == "cuda"
         self._plans = [_core.Plan() for _ in range(_PLANS)]
         self._step = 0
         self._in_step = False
@@ -141,11 +136,9 @@ class Engine:
         self._in_step = False
 
     def _plan(self, **batch) -> Metadata:
-        """Plans a step in the current stream."""
         plan = self._plans[self._step % _PLANS]
-        stream = current_stream(self._device)
-        self.core.plan_step(plan, stream=stream or 0, **batch)
-        return Metadata(self, plan, stream)
+        self.core.plan_step(plan, **batch)
+        return Metadata(self, plan)
 
 
 class IdentityEngine(Engine):

@@ -145,7 +145,9 @@ TEST(CreateTest, CudaIsRefusedByName) {
   if (status == HG_OK) GTEST_SKIP() << "this build has CUDA code and this machine a driver";
   const std::string problem = TheLibrary().last_error();
   EXPECT_EQ(problem.rfind("device kind cuda: ", 0), 0u) << problem;
-  const hg_config config = ValidConfig(HG_BINDING_IDENTITY, HG_DEVICE_CUDA);
+  hg_config config = ValidConfig(HG_BINDING_IDENTITY, HG_DEVICE_CUDA);
+  config.dtype = HG_FLOAT16;
+  config.head_size = 64;
   hg_backend* backend = nullptr;
   EXPECT_TRUE(Fails(Create(config, &backend), status, {problem.c_str()}));
 }

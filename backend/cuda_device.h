@@ -1,0 +1,48 @@
+// The `cuda` device kind: runs the device's part of every layer on a stream, with the CPU's part joined in by the joint
+// (docs/cuda_device.md).
+#ifndef BACKEND_CUDA_DEVICE_H_
+#define BACKEND_CUDA_DEVICE_H_
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "backend/attention_worker.h"
+#include "backend/device_stream.h"
+#include "backend/device_worker.h"
+#include "backend/host_tiers.h"
+#include "backend/joint_dispatcher.h"
+#include "backend/layer_call.h"
+
+namespace hybridgen {
+
+struct CudaDeviceOptions {
+  DType dtype = DType::kFloat16;
+  int head_size = 0;
+  int num_kv_heads = 0;
+  int page_tokens = 0;
+  std::vector<LayerParams> layers;  // in the order in which a step runs them
+  // How long the CPU worker may take for a call; the device itself gives up after twice as long.
+  absl::Duration timeout = absl::Seconds(60);
+  // Query rows, and written rows, of one call of the joint: two slots of this size are pinned for good.
+  int max_call_rows = 256;
+  // With host tiers; else null and empty. `host_tiers` is registered with the stream's device and outlives it.
+  std::shared_ptr<AttentionWorker> host;
+  const HostTiers* host_tiers = nullptr;
+  int head_groups = 1;
+  std::vector<LayerPages> stored_layers;
+  // For tests: its bytes, timeouts and allocator are filled in.
+  JointOptions joint;
+};
+
+// Errors: InvalidArgument naming what the kernels do not serve, and what they do; those of the stream.
+absl::StatusOr<std::unique_ptr<DeviceWorker>> CreateCudaDevice(const CudaDeviceOptions& options,
+                                                               std::shared_ptr<DeviceStream> stream);
+
+// What CUDA kernels serve of a model, before anything is allocated. Errors: InvalidArgument.
+absl::Status CheckCudaModel(DType dtype, int head_size, int page_tokens);
+
+}  // namespace hybridgen
+
+#endif  // BACKEND_CUDA_DEVICE_H_

@@ -1,0 +1,120 @@
+#include "backend/cuda_layers.h"
+
+namespace hybridgen {
+namespace {
+
+cuda::Rows RowsOf(const TensorView& tensor) { return {tensor.data, tensor.token_stride, tensor.head_stride}; }
+
+}  // namespace
+
+absl::Status CudaLayers::Start() {
+  for (std::shared_ptr<void>* word : {&status_, &blocks_done_}) {
+    absl::StatusOr<std::shared_ptr<void>> memory = stream_->AllocateDevice(sizeof(uint32_t));
+    if (!memory.ok()) return memory.status();
+    *word = *std::move(memory);
+    if (absl::Status status = stream_->Zero(word->get(), sizeof(uint32_t)); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaLayers::WriteKv(const LayerCall& call, const CudaStep& step) {
+  if (call.key.data == nullptr || step.slots.empty()) return absl::OkStatus();
+  cuda::WriteKvParams p;
+  p.key = RowsOf(call.key);
+  p.value = RowsOf(call.value);
+  p.num_tokens = step.num_tokens;
+  p.slots = memory_->tables().slots.data();
+  p.geometry = call.pages->pool;
+  p.k_cache = reinterpret_cast<void*>(call.pages->pool_k);
+  p.v_cache = reinterpret_cast<void*>(call.pages->pool_v);
+  p.k_page_stride = p.v_page_stride = static_cast<int64_t>(call.pages->pool_page_bytes / DTypeSize(dtype_));
+  return stream_->WriteKv(p);
+}
+
+absl::Status CudaLayers::Attend(const LayerCall& call, const CudaStep& step, int window) {
+  const CudaStepMemory::Tables& t = memory_->tables();
+  cuda::AttendParams p;
+  p.q = RowsOf(call.query);
+  p.query_heads = call.params->num_query_heads;
+  p.geometry = call.pages->pool;
+  p.pages = t.pages.data();
+  p.k_base = call.pages->pool_k;
+  p.v_base = call.pages->pool_v;
+  p.kv_begin = t.kv_begin.data() + static_cast<int64_t>(window) * step.num_tokens;
+  p.kv_end = t.kv_end.data();
+  p.position = t.position.data();
+  p.scale = call.params->scale;
+  p.soft_cap = call.params->soft_cap;
+  p.alibi_slopes = call.params->alibi_slopes.empty() ? nullptr : memory_->slopes(call.layer);
+  p.sinks = call.params->sinks.empty() ? nullptr : memory_->sinks(call.layer);
+  p.partials = memory_->partials();
+  p.o = RowsOf(call.output);
+  p.status = static_cast<uint32_t*>(status_.get());
+  const auto with = [&](const DeviceTable<cuda::AttendItem>& table, const CudaStep::Items& items) {
+    p.items = table.data();
+    p.num_items = static_cast<int>(items.list.size());
+    p.max_item_tokens = items.max_tokens;
+    return p;
+  };
+  if (!step.decode.list.empty()) {
+    if (absl::Status status = stream_->Decode(with(t.decode, step.decode)); !status.ok()) return status;
+  }
+  return step.prefill.list.empty() ? absl::OkStatus() : stream_->Prefill(with(t.prefill, step.prefill));
+}
+
+absl::Status CudaLayers::Merge(const LayerCall& call, const DeviceTable<cuda::MergeItem>& table, Range items,
+                               const cuda::MergeParams& to) {
+  if (items.size() == 0) return absl::OkStatus();
+  cuda::MergeParams p = to;
+  p.items = table.data() + items.begin;
+  p.num_items = items.size();
+  p.query_heads = call.params->num_query_heads;
+  p.head_size = head_size_;
+  p.device = memory_->partials();
+  return stream_->Merge(p);
+}
+
+absl::Status CudaLayers::MergeSplits(const LayerCall& call, const CudaStep& step) {
+  const CudaStepMemory::Tables& t = memory_->tables();
+  cuda::MergeParams output;
+  output.o = RowsOf(call.output);
+  output.dtype = dtype_;
+  const Range outputs = {0, static_cast<int32_t>(step.output_merges.size())};
+  if (absl::Status status = Merge(call, t.output_merges, outputs, output); !status.ok()) return status;
+  cuda::MergeParams rows;
+  rows.o = {memory_->partials().o, static_cast<int64_t>(call.params->num_query_heads) * head_size_, head_size_};
+  rows.dtype = DType::kFloat32;
+  rows.lse = memory_->partials().lse;
+  return Merge(call, t.row_merges, {0, static_cast<int32_t>(step.row_merges.size())}, rows);
+}
+
+absl::Status CudaLayers::Publish(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint) {
+  const CudaStepMemory::Tables& t = memory_->tables();
+  const CudaCall& part = step.calls[joint.index];
+  cuda::PublishParams p;
+  p.table = table_;
+  p.call = joint.number;
+  p.head_size = head_size_;
+  p.blocks_done = static_cast<uint32_t*>(blocks_done_.get());
+  p.parts[0] = {RowsOf(call.query), t.query_tokens.data() + part.query_rows.begin, part.query_rows.size(),
+                call.params->num_query_heads, static_cast<uint64_t>(layout_.query)};
+  if (call.key.data != nullptr) {
+    const int32_t* const tokens = t.write_tokens.data() + part.write_rows.begin;
+    p.parts[1] = {RowsOf(call.key), tokens, part.write_rows.size(), kv_heads_, static_cast<uint64_t>(layout_.key)};
+    p.parts[2] = {RowsOf(call.value), tokens, part.write_rows.size(), kv_heads_, static_cast<uint64_t>(layout_.value)};
+  }
+  return stream_->Publish(p);
+}
+
+absl::Status CudaLayers::Join(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint) {
+  if (absl::Status status = stream_->Await({table_, joint.number}); !status.ok()) return status;
+  unsigned char* const slot = JointSlot(table_, joint.sequence);
+  cuda::MergeParams p;
+  p.o = RowsOf(call.output);
+  p.dtype = dtype_;
+  p.host = {reinterpret_cast<float*>(slot + table_.o_offset), reinterpret_cast<float*>(slot + table_.lse_offset)};
+  p.first_host_row = kFirstHostRow;
+  return Merge(call, memory_->tables().joins, step.calls[joint.index].joins, p);
+}
+
+}  // namespace hybridgen

@@ -1,0 +1,66 @@
+// Queues the parts of a layer: from a step in device memory and the layer's tensors to the kernels' arguments.
+#ifndef BACKEND_CUDA_LAYERS_H_
+#define BACKEND_CUDA_LAYERS_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "backend/cuda_host_part.h"
+#include "backend/cuda_plan.h"
+#include "backend/cuda_step_memory.h"
+#include "backend/device_stream.h"
+#include "backend/layer_call.h"
+
+namespace hybridgen {
+
+// A call of the joint, and its number in the step.
+struct LayerJointCall {
+  int index = 0;  // of CudaStep::calls
+  uint32_t number = 0;
+  uint64_t sequence = 0;
+};
+
+class CudaLayers {
+ public:
+  // `stream` and `memory` outlive the object.
+  CudaLayers(DeviceStream* stream, const CudaStepMemory* memory, DType dtype, int head_size, int num_kv_heads)
+      : stream_(stream), memory_(memory), dtype_(dtype), head_size_(head_size), kv_heads_(num_kv_heads) {}
+
+  // Words of device memory that kernels use between steps: +inf logits, and blocks of a publication.
+  absl::Status Start();
+  const void* status_word() const { return status_.get(); }
+  // Of the joint, with the plan in device memory; and where rows lie in a slot.
+  void set_joint(const JointTable& table, const CallLayout& layout) {
+    table_ = table;
+    layout_ = layout;
+  }
+
+  // New K/V of the device's pages.
+  absl::Status WriteKv(const LayerCall& call, const CudaStep& step);
+  // Attends the device's pages. `window`: index of the layer's in the step.
+  absl::Status Attend(const LayerCall& call, const CudaStep& step, int window);
+  // Splits of the device: complete ones into the output, the others into their token's row.
+  absl::Status MergeSplits(const LayerCall& call, const CudaStep& step);
+  // Hands the CPU its rows of a call.
+  absl::Status Publish(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint);
+  // Waits for the CPU's partials and merges them into the output.
+  absl::Status Join(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint);
+
+ private:
+  absl::Status Merge(const LayerCall& call, const DeviceTable<cuda::MergeItem>& table, Range items,
+                     const cuda::MergeParams& to);
+
+  DeviceStream* const stream_;
+  const CudaStepMemory* const memory_;
+  const DType dtype_;
+  const int head_size_;
+  const int kv_heads_;
+  JointTable table_ = {};
+  CallLayout layout_;
+  std::shared_ptr<void> status_, blocks_done_;
+};
+
+}  // namespace hybridgen
+
+#endif  // BACKEND_CUDA_LAYERS_H_
