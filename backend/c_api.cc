@@ -395,9 +395,16 @@ void hg_plan_destroy(hg_plan* plan) { delete plan; }
 
 hg_status hg_backend_forward(hg_backend* backend, hg_plan* plan, int32_t layer, const hg_tensor* query,
                              const hg_tensor* key, const hg_tensor* value, const hg_tensor* output) {
+  return hg_backend_forward_on_stream(backend, plan, layer, query, key, value, output, nullptr);
+}
+
+hg_status hg_backend_forward_on_stream(hg_backend* backend, hg_plan* plan, int32_t layer, const hg_tensor* query,
+                                       const hg_tensor* key, const hg_tensor* value, const hg_tensor* output,
+                                       void* stream) {
   return WithBackend("forward", backend, [&](PagedAttentionBackend& impl) -> absl::Status {
     if (plan == nullptr) return Null("forward", "plan");
-    return impl.Forward(plan->impl, layer, View(query), View(key), View(value), View(output));
+    return impl.Forward(plan->impl, layer, View(query), View(key), View(value), View(output),
+                        static_cast<CUstream_st*>(stream));
   });
 }
 

@@ -203,6 +203,14 @@ typedef struct hg_tensor {
 HG_EXPORT hg_status hg_backend_forward(hg_backend* backend, hg_plan* plan, int32_t layer, const hg_tensor* query,
                                        const hg_tensor* key, const hg_tensor* value, const hg_tensor* output);
 
+/* The same with device_kind cuda: the tensors are device memory, and the work is queued on `stream`, a cudaStream_t of
+ * the engine (null: the default stream), behind what that already holds. The call does not wait for the device; what
+ * goes wrong there is told by a later call, and the stream itself then fails, so that no result leaves it. Every layer of
+ * a plan runs once, in order. A stream that is captured in a graph is refused. Other kinds ignore `stream`. */
+HG_EXPORT hg_status hg_backend_forward_on_stream(hg_backend* backend, hg_plan* plan, int32_t layer,
+                                                 const hg_tensor* query, const hg_tensor* key, const hg_tensor* value,
+                                                 const hg_tensor* output, void* stream);
+
 /* Statistics as JSON (docs/statistics.md). Writes at most capacity bytes, terminator included; *needed is the full size
  * with terminator. buffer may be null when capacity is 0. */
 HG_EXPORT hg_status hg_backend_stats_json(hg_backend* backend, char* buffer, size_t capacity, size_t* needed);
