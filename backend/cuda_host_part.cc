@@ -30,7 +30,7 @@ void CudaHostPart::Reserve(int query_heads) {
 }
 
 void CudaHostPart::SetLayer(int index, const LayerCall& call) {
-  layers_[index] = {call.params, call.pages, call.key.data != nullptr};
+  layers_[index] = {&params_[call.layer], *call.pages, call.key.data != nullptr};
 }
 
 absl::Status CudaHostPart::Answer(const JointCall& joint) {
@@ -43,7 +43,7 @@ absl::Status CudaHostPart::Answer(const JointCall& joint) {
   LayerCall call;
   call.plan = &step_.host;
   call.params = layer.params;
-  call.pages = layer.pages;
+  call.pages = &layer.pages;
   call.query = {slot + layout_.query, query_row, head_size_};
   if (layer.writes) {
     call.key = {slot + layout_.key, kv_row, head_size_};

@@ -31,17 +31,22 @@ struct CallLayout {
 // One step's part. The launching thread prepares it while the joint is not at it.
 class CudaHostPart {
  public:
-  // `layers`: the most that a step runs.
-  CudaHostPart(std::shared_ptr<AttentionWorker> worker, const CallLayout& layout, int layers, int head_size,
-               int num_kv_heads)
-      : worker_(std::move(worker)), layout_(layout), head_size_(head_size), kv_heads_(num_kv_heads), layers_(layers) {}
+  // `layers`: those that a step runs. What a call touches is owned by the part or by `worker`, since a thread that is
+  // stuck in one is left behind with it.
+  CudaHostPart(std::shared_ptr<AttentionWorker> worker, const CallLayout& layout, std::vector<LayerParams> layers,
+               int head_size, int num_kv_heads)
+      : worker_(std::move(worker)),
+        layout_(layout),
+        head_size_(head_size),
+        kv_heads_(num_kv_heads),
+        params_(std::move(layers)),
+        layers_(params_.size()) {}
 
   CudaStep& step() { return step_; }
   // After the step has been built: memory for the partials of its largest call.
   void Reserve(int query_heads);
 
-  // Before the first call of the layer that runs as number `index` of the step is published. Copies what it needs;
-  // params and pages outlive the step.
+  // Before the first call of the layer that runs as number `index` of the step is published.
   void SetLayer(int index, const LayerCall& call);
 
   // Answers one call of the step, on the joint's thread.
@@ -52,7 +57,7 @@ class CudaHostPart {
  private:
   struct Layer {
     const LayerParams* params = nullptr;
-    const LayerPages* pages = nullptr;
+    LayerPages pages;
     bool writes = false;
   };
 
@@ -60,7 +65,8 @@ class CudaHostPart {
   const CallLayout layout_;
   const int head_size_;
   const int kv_heads_;
-  std::vector<Layer> layers_;
+  const std::vector<LayerParams> params_;  // [layer]
+  std::vector<Layer> layers_;              // in the order of the step
   CudaStep step_;
   std::vector<float> partial_o_;
   std::vector<float> partial_lse_;

@@ -80,6 +80,13 @@ struct CpuWorker {
   AttentionWorker attention;
 };
 
+// What a CPU thread touches that the joint runs; one that is stuck is left behind with it.
+struct KeptForWorker {
+  std::shared_ptr<DeviceStream> stream;  // with which the tiers are registered
+  std::shared_ptr<CpuWorker> cpu;
+  std::shared_ptr<TieredBinding> tiered;
+};
+
 class BackendImpl final : public PagedAttentionBackend {
  public:
   BackendImpl(const BackendOptions& options, const KernelSet* kernels, std::unique_ptr<Executor> executor,
@@ -99,7 +106,7 @@ class BackendImpl final : public PagedAttentionBackend {
   }
 
   // `tiered`: null in the identity binding.
-  absl::Status StartDevice(const TieredBinding* tiered) {
+  absl::Status StartDevice(const std::shared_ptr<TieredBinding>& tiered) {
     if (o_.device_kind == DeviceKind::kEmulated) return StartEmulatedDevice(tiered);
     if (o_.device_kind == DeviceKind::kCuda) return StartCudaDevice(tiered);
     return absl::OkStatus();
@@ -223,8 +230,8 @@ class BackendImpl final : public PagedAttentionBackend {
     policy_ = std::make_unique<FixedKnobs>(knobs);
   }
 
-  absl::Status StartEmulatedDevice(const TieredBinding* tiered);
-  absl::Status StartCudaDevice(const TieredBinding* tiered);
+  absl::Status StartEmulatedDevice(const std::shared_ptr<TieredBinding>& tiered);
+  absl::Status StartCudaDevice(const std::shared_ptr<TieredBinding>& tiered);
   StepTimings TakeTimings();
 
   BackendOptions o_;
@@ -246,7 +253,7 @@ class BackendImpl final : public PagedAttentionBackend {
   int64_t forward_calls_ = 0;
   double cpu_seconds_ = 0;  // attending without a device
   // In order of construction.
-  std::unique_ptr<TieredBinding> tiered_;  // null in the identity binding, and before the bind
+  std::shared_ptr<TieredBinding> tiered_;  // null in the identity binding, and before the bind
   std::unique_ptr<DeviceWorker> device_;   // null in the `cpu` kind
   std::unique_ptr<InlineCopies> inline_copies_;
   std::unique_ptr<CopySink> device_copies_;
@@ -254,7 +261,7 @@ class BackendImpl final : public PagedAttentionBackend {
   std::unique_ptr<StepPlanner> planner_;
 };
 
-absl::Status BackendImpl::StartEmulatedDevice(const TieredBinding* tiered) {
+absl::Status BackendImpl::StartEmulatedDevice(const std::shared_ptr<TieredBinding>& tiered) {
   EmulatedDeviceOptions device;
   device.num_threads = o_.device_threads;
   device.dtype = o_.dtype;
@@ -271,7 +278,7 @@ absl::Status BackendImpl::StartEmulatedDevice(const TieredBinding* tiered) {
   return absl::OkStatus();
 }
 
-absl::Status BackendImpl::StartCudaDevice(const TieredBinding* tiered) {
+absl::Status BackendImpl::StartCudaDevice(const std::shared_ptr<TieredBinding>& tiered) {
   CudaDeviceOptions device;
   device.dtype = o_.dtype;
   device.head_size = o_.head_size;
@@ -282,7 +289,8 @@ absl::Status BackendImpl::StartCudaDevice(const TieredBinding* tiered) {
   device.max_call_rows = o_.max_call_rows;
   if (tiered != nullptr) {
     if (absl::Status status = CheckRegistered(*tiered->host); !status.ok()) return status;
-    device.host = std::shared_ptr<AttentionWorker>(cpu_owner_, &cpu_);
+    const auto kept = std::make_shared<KeptForWorker>(KeptForWorker{stream_, cpu_owner_, tiered});
+    device.host = std::shared_ptr<AttentionWorker>(kept, &cpu_);
     device.host_tiers = tiered->host.get();
     device.head_groups = head_groups_.count;
     device.stored_layers = tiered->copier->layers();
@@ -340,8 +348,9 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
   absl::StatusOr<std::unique_ptr<TieredBinding>> binding =
       BindTieredPool(o_, head_groups_, kernels_, pool, static_cast<int>(layers_.size()), system);
   if (!binding.ok()) return binding.status();
-  if (absl::Status status = StartDevice(binding->get()); !status.ok()) return status;
-  tiered_ = *std::move(binding);
+  std::shared_ptr<TieredBinding> tiered = *std::move(binding);
+  if (absl::Status status = StartDevice(tiered); !status.ok()) return status;
+  tiered_ = std::move(tiered);
   for (size_t i = 0; i < layers_.size(); ++i) {
     layers_[i].pages = tiered_->pages[i];
     layers_[i].bound = true;
@@ -523,13 +532,13 @@ absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> PagedAttentionBackend::Cr
     const BackendOptions& options, std::shared_ptr<DeviceStream> stream) {
   if (absl::Status status = Validate(options); !status.ok()) return status;
   if (options.device_kind == DeviceKind::kCuda) {
-    if (absl::Status status = CheckCudaModel(options.dtype, options.head_size, options.block_size); !status.ok()) {
-      return status;
-    }
     if (stream == nullptr) {
       absl::StatusOr<std::shared_ptr<DeviceStream>> created = CreateCudaStream(options.cuda_device);
       if (!created.ok()) return created.status();
       stream = *std::move(created);
+    }
+    if (absl::Status status = CheckCudaModel(options.dtype, options.head_size, options.block_size); !status.ok()) {
+      return status;
     }
   }
   const CpuFeatures features = DetectCpuFeatures();
