@@ -5,6 +5,7 @@
 #define TESTS_VLLM_CASES_VLLM_CASES_H_
 
 #include <algorithm>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,8 @@ struct VllmCase {
   static constexpr int kHeadSize = 64;
   static constexpr int kBlockSize = 16;
 };
+
+inline void PrintTo(const VllmCase& c, std::ostream* out) { *out << c.name; }
 
 inline std::vector<VllmCase> VllmCases() {
   struct Batch {
