@@ -67,7 +67,8 @@ def main():
             threads, shared = 128, 0
             if "Repack" in name:
                 shared = 16 * (128 + 8) * 2
-                name = name.replace("RepackKernel<", "").replace(", 0>", " pack").replace(", 1>", " unpack") + ", head 128"
+                name = name.replace("RepackKernel<", "").replace(", 0>", " pack").replace(", 1>", " unpack")
+                name += ", head 128"
         cells = []
         for architecture, registers, spilled in sorted(kernels[symbol], key=lambda x: int(x[0])):
             cells.append(cell(architecture, registers, spilled, threads, shared))
