@@ -96,7 +96,7 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
   request.page_bytes[0] = request.page_bytes[1] = host_page * stored_layers;
   request.blocks = pool.num_blocks - 1;
   const MeasureTier measure =
-      system.measure != nullptr ? system.measure : [&](Tier tier) { return MeasureTierSpeed(options, tier); };
+      system.measure != nullptr ? system.measure : [&](Tier tier) { return MeasureTierSpeed(options, head_groups, tier); };
   absl::StatusOr<ChosenPlacement> choice =
       ChoosePlacement(options, request.page_bytes[0], request.page_bytes[1], measure);
   if (!choice.ok()) return choice.status();
