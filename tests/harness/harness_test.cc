@@ -136,9 +136,9 @@ void Interleaved(HarnessOptions& o) {
 // Slow enough that pacing waits.
 void Paced(HarnessOptions& o) {
   WithCxl(o);
-  o.config.cxl_gigabytes_per_second = 0.2;
+  o.config.cxl_gigabytes_per_second = 0.02;
 }
-void PacedDevice(HarnessOptions& o) { o.config.device_gigabytes_per_second = 0.2; }
+void PacedDevice(HarnessOptions& o) { o.config.device_gigabytes_per_second = 0.02; }
 void Portable(HarnessOptions& o) { o.config.isa = HG_ISA_PORTABLE; }
 
 std::string CaseName(const ::testing::TestParamInfo<Case>& info) { return info.param.name; }
