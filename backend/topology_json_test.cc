@@ -58,7 +58,7 @@ TEST(TopologyJsonTest, WhatIsKnownIsTold) {
   node.kernel_tier = 27;
   node.movable_only = MovableOnly::kYes;
   topology.nodes = {node};
-  topology.dax_devices = {{"dax0.0", MemoryKind::kCxl, "\xff", DaxUse::kMapped, 3, 8192, {}}};
+  topology.dax_devices = {{"dax0.0", MemoryKind::kCxl, "\xff", DaxUse::kMapped, 3, 8192, {}, {}}};
   topology.gpus = {{"0000:18:00.0", "0x10de", "0x2330", 1}};
   const Json json = Json::parse(ToJson(topology, {}));
   EXPECT_EQ(json["version"], 1);
