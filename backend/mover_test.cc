@@ -181,7 +181,7 @@ TEST_F(MoverTest, BeginsNoChunkWhileALayerRuns) {
     const Mover::Yield layer(mover.get());
     const Mover::Yield nested(mover.get());
     ASSERT_TRUE(mover->Start(Tasks(2)).ok());
-    while (mover->statistics().layer_waits == 0) std::this_thread::yield();
+    while (mover->statistics().layer_waits == 0 && mover->statistics().chunks == 0) std::this_thread::yield();
     EXPECT_EQ(mover->statistics().chunks, 0);
   }
   ASSERT_TRUE(mover->Drain().ok());
