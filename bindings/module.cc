@@ -341,7 +341,7 @@ std::unique_ptr<Backend> MakeBackend(const std::string& device_kind, const std::
                                      const std::optional<std::string>& cxl_device, const std::string& placement,
                                      int32_t interleave_dram_weight, int32_t interleave_cxl_weight,
                                      double dram_gigabytes_per_second, double cxl_gigabytes_per_second,
-                                     double mover_gigabytes_per_second, double streaming_share,
+                                     double mover_gigabytes_per_second, int32_t head_groups, double streaming_share,
                                      double device_gigabytes_per_second, double timeout_seconds,
                                      const std::optional<std::vector<int32_t>>& cpus, int32_t cuda_device) {
   hg_config config = {};
@@ -368,6 +368,7 @@ std::unique_ptr<Backend> MakeBackend(const std::string& device_kind, const std::
   config.dram_gigabytes_per_second = dram_gigabytes_per_second;
   config.cxl_gigabytes_per_second = cxl_gigabytes_per_second;
   config.mover_gigabytes_per_second = mover_gigabytes_per_second;
+  config.head_groups = head_groups;
   config.streaming_share = streaming_share;
   config.device_gigabytes_per_second = device_gigabytes_per_second;
   config.timeout_seconds = timeout_seconds;
@@ -407,7 +408,7 @@ PYBIND11_MODULE(_core, module) {
            arg("cxl_bytes") = 0, arg("dram_node") = -1, arg("cxl_node") = -1, arg("cxl_device") = py::none(),
            arg("placement") = "auto", arg("interleave_dram_weight") = 1, arg("interleave_cxl_weight") = 1,
            arg("dram_gigabytes_per_second") = 0.0, arg("cxl_gigabytes_per_second") = 0.0,
-           arg("mover_gigabytes_per_second") = 0.0, arg("streaming_share") = 0.0,
+           arg("mover_gigabytes_per_second") = 0.0, arg("head_groups") = 0, arg("streaming_share") = 0.0,
            arg("device_gigabytes_per_second") = 0.0, arg("timeout_seconds") = 0.0, arg("cpus") = py::none(),
            arg("cuda_device") = 0)
       .def("add_layer", &Backend::AddLayer, py::kw_only(), arg("num_query_heads"), arg("scale"), arg("soft_cap") = 0.0f,

@@ -250,6 +250,7 @@ void HybridRun::LaunchAll() {
           [shared = shared_, step](const JointCall& call) { return shared->Work(static_cast<int>(step), call); });
       if (begun.ok()) {
         source = *begun;
+        if (joint_->memory().Answered() < last_sequence) ++overlaps_;
         last_sequence = source->first_sequence + s.c.layers - 1;
         break;
       }

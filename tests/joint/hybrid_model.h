@@ -66,12 +66,14 @@ class HybridRun {
 
   const std::vector<uint64_t>& tokens() const;  // that left the device; after Synchronize
   JointOutcome last_outcome() const;            // of the last wait; after Synchronize
+  int overlaps() const { return overlaps_; }    // steps launched while the one before was not answered
   absl::Status status() const;                  // of the joint
   const JointMemory& memory() const;
 
  private:
   struct Shared;  // with the threads; a late worker may outlive the run
   std::shared_ptr<Shared> shared_;
+  int overlaps_ = 0;
   std::unique_ptr<JointDispatcher> joint_;
   std::unique_ptr<FakeStream> stream_;  // ends first
 };
