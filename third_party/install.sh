@@ -11,7 +11,7 @@ readonly REQUIREMENTS
 readonly STAMP="$VENV/hybridgen-requirements"
 readonly PACKAGES=(
   bazel-bootstrap bazel-platforms bazel-rules-java bazel-rules-proto bazel-skylib g++ libabsl-dev libbenchmark-dev
-  libgmock-dev libgtest-dev libnuma-dev nlohmann-json3-dev pybind11-dev
+  libboost-context-dev libgmock-dev libgtest-dev libnuma-dev nlohmann-json3-dev pybind11-dev
 )
 
 say() { printf '[install] %s\n' "$*" >&2; }

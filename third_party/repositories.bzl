@@ -74,7 +74,12 @@ def _system_cuda_impl(ctx):
     nvcc = ctx.which("nvcc") or ctx.path("/usr/local/cuda/bin/nvcc")
     present = nvcc.exists
     ctx.file("BUILD.bazel", "")
-    ctx.file("cuda.bzl", "CUDA_PRESENT = %s\nNVCC = %r\n" % (present, str(nvcc) if present else ""))
+    ctx.file("cuda.bzl", "\n".join([
+        "CUDA_PRESENT = %s" % present,
+        "NVCC = %r" % (str(nvcc) if present else ""),
+        "CUDA_ROOT = %r" % (str(nvcc.dirname.dirname) if present else ""),
+        "",
+    ]))
 
 system_cuda = repository_rule(
     implementation = _system_cuda_impl,

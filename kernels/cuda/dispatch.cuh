@@ -1,0 +1,62 @@
+// Which instance of a kernel answers a call: one rule, for the launchers and for the tests that run the same source on
+// the host.
+#ifndef KERNELS_CUDA_DISPATCH_CUH_
+#define KERNELS_CUDA_DISPATCH_CUH_
+
+#include <type_traits>
+
+#include "kernels/cuda/arch.h"
+#include "kernels/cuda/decode.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/mma_tile.cuh"
+#include "kernels/cuda/vector_tile.cuh"
+
+namespace hybridgen::cuda {
+
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+// f(Type<element>) for the element type of `dtype`; Check has refused others.
+template <typename F>
+LaunchStatus DispatchElement(DType dtype, F f) {
+  return dtype == DType::kFloat16 ? f(Type<arch::Float16>()) : f(Type<arch::BFloat16>());
+}
+
+// f(Type<Tile>) for the tile that takes `rows` query rows of T. Up to 4 rows the multiply-adds of 16-bit K and V are
+// cheaper than their bytes on every GPU in question (docs/cuda_kernels.md), and weights stay float32; from there on
+// tensor cores.
+template <typename T, int kHeadSize, typename F>
+LaunchStatus DispatchTile(int rows, F f) {
+  if (rows == 1) return f(Type<VectorTile<T, kHeadSize, 1>>());
+  if (rows <= 4) return f(Type<VectorTile<T, kHeadSize, 4>>());
+  return f(Type<MmaTile<T, kHeadSize>>());
+}
+
+template <typename T, typename F>
+LaunchStatus DispatchHeadSize(int head_size, F f) {
+  switch (head_size) {
+    case 64:
+      return f(std::integral_constant<int, 64>());
+    case 96:
+      return f(std::integral_constant<int, 96>());
+    case 128:
+      return f(std::integral_constant<int, 128>());
+    default:
+      return f(std::integral_constant<int, 256>());
+  }
+}
+
+// Query rows of the largest item, of one KV head.
+inline int MaxRows(const AttendParams& p) { return p.max_item_tokens * (p.query_heads / p.geometry.kv_heads); }
+
+template <typename T, typename F>
+LaunchStatus DispatchDecode(const AttendParams& p, F f) {
+  return DispatchHeadSize<T>(
+      p.geometry.head_size, [&](auto head_size) { return DispatchTile<T, decltype(head_size)::value>(MaxRows(p), f); });
+}
+
+}  // namespace hybridgen::cuda
+
+#endif  // KERNELS_CUDA_DISPATCH_CUH_
