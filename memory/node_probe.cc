@@ -18,7 +18,7 @@ namespace {
 
 using std::chrono::nanoseconds;
 
-constexpr int64_t kPieceBytes = int64_t{8} << 20;
+constexpr int64_t kPieceBytes = int64_t{2} << 20;
 constexpr size_t kMostThreads = 64;
 
 absl::StatusOr<ReadSpeed> ProbeNode(const Topology& topology, int node, nanoseconds time_limit,

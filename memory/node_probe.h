@@ -22,7 +22,7 @@ std::vector<int> AllowedCpus();
 std::vector<int> NearestCpus(const Topology& topology, int node, const std::vector<int>& allowed);
 
 struct NodeProbeOptions {
-  // All nodes together. Memory so slow that one piece of 8 MiB takes longer than the node's share exceeds it.
+  // All nodes together. Memory so slow that one piece of 2 MiB takes longer than the node's share exceeds it.
   std::chrono::nanoseconds time_limit = std::chrono::milliseconds(800);
   std::vector<int> cpus = AllowedCpus();  // at most 64 of them are used for a node
   // As of ArenaOptions and ProbeOptions.
