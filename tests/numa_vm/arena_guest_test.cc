@@ -28,11 +28,11 @@ TEST(ArenaGuestTest, EveryPageLiesOnTheNodeAskedFor) {
   for (const MemoryNode& node : ReadTopology().nodes) {
     for (const NodeBinding binding : {NodeBinding::kAdvisory, NodeBinding::kStrict}) {
       for (const HugePages huge_pages : {HugePages::kOff, HugePages::kTransparent}) {
-        const auto arena = MakeArena(6 * kMiB, node.id, binding, huge_pages);
+        const auto arena = MakeArena(4 * kMiB, node.id, binding, huge_pages);
         ASSERT_TRUE(arena.ok()) << arena.status();
-        EXPECT_EQ(PagesByNode((*arena)->data(), (*arena)->bytes()), (OnNode{{node.id, CountPages(6 * kMiB)}}));
+        EXPECT_EQ(PagesByNode((*arena)->data(), (*arena)->bytes()), (OnNode{{node.id, CountPages(4 * kMiB)}}));
         const PlacementReport report = (*arena)->VerifyPlacement(0).value();
-        EXPECT_EQ(report.pages_on_node, (OnNode{{node.id, CountPages(6 * kMiB)}}));
+        EXPECT_EQ(report.pages_on_node, (OnNode{{node.id, CountPages(4 * kMiB)}}));
       }
     }
   }

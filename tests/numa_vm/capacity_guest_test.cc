@@ -1,9 +1,10 @@
 // In a guest: what a node does not have is refused by a status, and nobody is killed for want of memory.
-#include <sys/mman.h>
+#include <numa.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <csignal>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
@@ -51,8 +52,8 @@ TEST(CapacityGuestTest, MoreThanANodeHasIsRefusedNamingNodeWantedAndFree) {
 // Another process that takes and gives back memory of a node at random, near the node's end, until it is killed.
 class Neighbour {
  public:
-  Neighbour(int node, uint64_t seed) : child_(fork()) {
-    if (child_ == 0) Run(node, seed);
+  Neighbour(int node, int64_t most_left, uint64_t seed) : child_(fork()) {
+    if (child_ == 0) Run(node, most_left, seed);
   }
   ~Neighbour() {
     kill(child_, SIGKILL);
@@ -61,18 +62,21 @@ class Neighbour {
   bool alive() const { return waitpid(child_, nullptr, WNOHANG) == 0; }
 
  private:
-  [[noreturn]] static void Run(int node, uint64_t seed) {
+  [[noreturn]] static void Run(int node, int64_t most_left, uint64_t seed) {
+    numa_set_bind_policy(0);  // preferred: a hard binding would end this process itself
     std::mt19937_64 random(seed);
-    std::vector<std::unique_ptr<Arena>> held;
-    ArenaOptions options;
-    options.node = node;
-    options.huge_pages = HugePages::kOff;
-    options.budget = [](int) { return MemoryBudget(); };  // it does not look before it takes
+    std::vector<void*> held;
     while (true) {
-      // Leaves between 3 and 40 MiB.
-      const int64_t leave = static_cast<int64_t>(3 + random() % 38) * kMiB;
-      while (FreeBytes(node) > leave + kStep) held.push_back(Arena::Create(kStep, options).value());
-      while (FreeBytes(node) < leave && !held.empty()) held.pop_back();
+      const int64_t left = 3 * kMiB + static_cast<int64_t>(random() % (most_left - 3 * kMiB));
+      while (FreeBytes(node) > left + kStep) {
+        held.push_back(numa_alloc_onnode(kStep, node));
+        memset(held.back(), 1, kStep);
+      }
+      while (FreeBytes(node) < left && !held.empty()) {
+        numa_free(held.back(), kStep);
+        held.pop_back();
+      }
+      usleep(5000);
     }
   }
 
@@ -85,11 +89,13 @@ TEST(CapacityGuestTest, NobodyIsKilledIn100AttemptsBesideAGrowingNeighbour) {
   const int node = FarNode() != kNoNode ? FarNode() : HomeNode();
   int made = 0, refused = 0;
   {
-    const Neighbour neighbour(node, kSeed);
-    while (FreeBytes(node) > 40 * kMiB) usleep(1000);
+    // Arenas leave a sixteenth of the node to others: at times there is room for one, at times none.
+    const int64_t most_left = numa_node_size64(node, nullptr) / 8 + 24 * kMiB;
+    const Neighbour neighbour(node, most_left, kSeed);
+    while (FreeBytes(node) > most_left) usleep(1000);
     std::mt19937_64 random(kSeed);
     for (int attempt = 0; attempt < 100; ++attempt) {
-      const int64_t bytes = static_cast<int64_t>(1 + random() % 8) * kStep;
+      const int64_t bytes = static_cast<int64_t>(1 + random() % 4) * kStep;
       const auto arena = MakeArena(bytes, node, attempt % 2 == 0 ? NodeBinding::kStrict : NodeBinding::kAdvisory);
       if (arena.ok()) {
         ++made;

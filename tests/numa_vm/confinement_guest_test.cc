@@ -30,7 +30,8 @@ std::string MakeArena(int node, NodeBinding binding) {
   options.node = node;
   options.binding = binding;
   const auto arena = Arena::Create(kBytes, options);
-  return arena.ok() ? "made" : arena.status().ToString();
+  return arena.ok() ? absl::StrCat("made", (*arena)->note().empty() ? "" : ": ", (*arena)->note())
+                    : arena.status().ToString();
 }
 
 TEST(ConfinementGuestTest, ANodeOutsideTheCpusetIsRefusedByName) {
@@ -69,13 +70,15 @@ void ForbidMemoryPolicy() {
   EXPECT_EQ(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), 0) << strerror(errno);
 }
 
-TEST(ConfinementGuestTest, WithoutPermissionAnAdvisoryArenaIsUnbound) {
+TEST(ConfinementGuestTest, WithoutPermissionAnAdvisoryArenaIsUnboundAndSaysSoInOneLine) {
   const int node = FarNode() != kNoNode ? FarNode() : HomeNode();
-  EXPECT_EQ(InChild([node] {
-              ForbidMemoryPolicy();
-              return MakeArena(node, NodeBinding::kAdvisory);
-            }),
-            "made");
+  const std::string advisory = InChild([node] {
+    ForbidMemoryPolicy();
+    return MakeArena(node, NodeBinding::kAdvisory);
+  });
+  EXPECT_TRUE(absl::StartsWith(advisory, "made: ")) << advisory;
+  EXPECT_TRUE(absl::StrContains(advisory, "no NUMA control")) << advisory;
+  EXPECT_FALSE(absl::StrContains(advisory, "\n")) << advisory;
   const std::string strict = InChild([node] {
     ForbidMemoryPolicy();
     return MakeArena(node, NodeBinding::kStrict);
