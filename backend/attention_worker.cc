@@ -89,8 +89,13 @@ struct AttentionWorker::Scratch {
 };
 
 AttentionWorker::AttentionWorker(Executor* executor, const KernelSet* kernels, DType dtype, int head_size,
-                                 int num_kv_heads)
-    : executor_(executor), kernels_(kernels), dtype_(dtype), head_size_(head_size), num_kv_heads_(num_kv_heads) {
+                                 int num_kv_heads, TierPacers pacers)
+    : executor_(executor),
+      kernels_(kernels),
+      dtype_(dtype),
+      head_size_(head_size),
+      num_kv_heads_(num_kv_heads),
+      pacers_(std::move(pacers)) {
   for (int i = 0; i < executor->num_workers(); ++i) {
     auto scratch = std::make_unique<Scratch>();
     scratch->padded = PaddedHeadSize(head_size);
@@ -152,14 +157,15 @@ void AttentionWorker::AttendPages(const LayerCall& call, const WorkItem& item, P
                                                              kMinChunkPages, kMaxChunkPages);
   for (int32_t next = pages.begin; next < pages.end;) {
     int32_t count = 0;
+    int64_t read_bytes[kNumTiers] = {};
     for (; next < pages.end && count < chunk_pages; ++next) {
       const PlanPage& page = call.plan->pages[next];
       const int32_t seen =
           std::min(page.first_position + page.num_tokens, tile.max_end) - std::max(page.first_position, tile.min_begin);
       if (seen <= 0) continue;
       scratch.pages[count++] = {page.k * unit, page.v * unit, page.first_position, page.num_tokens};
-      scratch.read_bytes[static_cast<int>(page.k_tier)] += seen * bytes_per_token;
-      scratch.read_bytes[static_cast<int>(page.v_tier)] += seen * bytes_per_token;
+      read_bytes[Index(page.k_tier)] += seen * bytes_per_token;
+      read_bytes[Index(page.v_tier)] += seen * bytes_per_token;
     }
     if (count == 0) continue;
     args.num_pages = count;
@@ -174,6 +180,10 @@ void AttentionWorker::AttendPages(const LayerCall& call, const WorkItem& item, P
           KernelResult::kInfiniteLogit) {
         infinite_logit_.store(true, std::memory_order_relaxed);
       }
+    }
+    for (int tier = 0; tier < kNumTiers; ++tier) {
+      scratch.read_bytes[tier] += read_bytes[tier];
+      if (pacers_.of[tier] != nullptr) pacers_.of[tier]->Read(read_bytes[tier]);
     }
   }
 }
@@ -238,8 +248,14 @@ void AttentionWorker::AttendItem(const LayerCall& call, const WorkItem& item, Sc
 }
 
 absl::Status AttentionWorker::Attend(const LayerCall& call, absl::Span<const WorkItem> items) {
+  for (const std::shared_ptr<Pacer>& pacer : pacers_.of) {
+    if (pacer != nullptr) pacer->Begin();
+  }
   const absl::Status status = ParallelFor(
       *executor_, items.size(), [&](int worker, int64_t i) { AttendItem(call, items[i], *scratch_[worker]); });
+  for (const std::shared_ptr<Pacer>& pacer : pacers_.of) {
+    if (pacer != nullptr) pacer->Finish();
+  }
   for (const std::unique_ptr<Scratch>& scratch : scratch_) {
     for (int tier = 0; tier < kNumTiers; ++tier) {
       if (scratch->read_bytes[tier] == 0) continue;

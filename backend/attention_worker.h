@@ -12,6 +12,7 @@
 #include "absl/types/span.h"
 #include "backend/executor.h"
 #include "backend/layer_call.h"
+#include "backend/pacer.h"
 #include "backend/step_plan.h"
 #include "kernels/kernel_table.h"
 
@@ -19,8 +20,10 @@ namespace hybridgen {
 
 class AttentionWorker {
  public:
-  // `executor` and `kernels` outlive the worker. Allocates every worker's scratch once.
-  AttentionWorker(Executor* executor, const KernelSet* kernels, DType dtype, int head_size, int num_kv_heads);
+  // `executor` and `kernels` outlive the worker. Allocates every worker's scratch once. Attend's reads are paced by
+  // `pacers`.
+  AttentionWorker(Executor* executor, const KernelSet* kernels, DType dtype, int head_size, int num_kv_heads,
+                  TierPacers pacers = TierPacers());
   ~AttentionWorker();
 
   // Writes the call's new K/V of these runs into their pages.
@@ -47,6 +50,7 @@ class AttentionWorker {
   const DType dtype_;
   const int head_size_;
   const int num_kv_heads_;
+  const TierPacers pacers_;
   std::vector<std::unique_ptr<Scratch>> scratch_;  // per worker of the executor
   std::atomic<bool> infinite_logit_{false};
   std::atomic<int64_t> read_bytes_[kNumTiers] = {};

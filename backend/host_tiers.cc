@@ -1,40 +1,46 @@
 #include "backend/host_tiers.h"
 
 #include <algorithm>
-#include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
 namespace hybridgen {
-namespace {
-
-absl::StatusOr<std::unique_ptr<Arena>> Reserve(int64_t bytes, int node, const std::string& name) {
-  ArenaOptions options;
-  options.node = node;
-  options.name = name;
-  return Arena::Create(bytes, options);
-}
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<HostTiers>> HostTiers::Create(const HostTiersOptions& options) {
   auto tiers = std::unique_ptr<HostTiers>(new HostTiers(options));
+  int64_t device_offset = 0;  // the roles share the device, one behind the other
   for (const Tier tier : {Tier::kDram, Tier::kCxl}) {
-    const int* pages = tier == Tier::kDram ? options.dram_pages : options.cxl_pages;
-    const int node = tier == Tier::kDram ? options.dram_node : options.cxl_node;
-    for (int role = 0; role < kNumRoles; ++role) {
-      if (pages[role] == 0) continue;
-      absl::StatusOr<std::unique_ptr<Arena>> arena = Reserve(
-          pages[role] * options.page_bytes[role], node, absl::StrCat(TierName(tier), role == 0 ? " keys" : " values"));
-      if (!arena.ok()) return arena.status();
-      tiers->base_[static_cast<int>(tier)][role] = reinterpret_cast<uint64_t>((*arena)->data());
-      tiers->arenas_[static_cast<int>(tier)][role] = *std::move(arena);
+    const bool cxl = tier == Tier::kCxl;
+    for (const PageRole role : kPageRoles) {
+      const int64_t pages = (cxl ? options.cxl_pages : options.dram_pages)[Index(role)];
+      if (pages == 0) continue;
+      ArenaOptions arena = options.arena;
+      arena.name = absl::StrCat(TierName(tier), role == PageRole::kKey ? " keys" : " values");
+      arena.node = cxl ? options.cxl_node : options.dram_node;
+      if (cxl) {
+        arena.dax_device = options.cxl_device;
+        arena.dax_offset = device_offset;
+      }
+      absl::StatusOr<std::unique_ptr<Arena>> memory = Arena::Create(pages * options.page_bytes[Index(role)], arena);
+      if (!memory.ok()) return memory.status();
+      if (cxl && !options.cxl_device.empty()) device_offset += (*memory)->bytes();
+      TierArena entry{tier, role, *std::move(memory), {}};
+      if (options.registrar != nullptr) {
+        absl::StatusOr<RegistrationReport> report = entry.memory->Register(*options.registrar);
+        if (!report.ok()) return report.status();
+        entry.pin = report->pin;
+      }
+      tiers->base_[Index(tier)][Index(role)] = reinterpret_cast<uint64_t>(entry.memory->data());
+      tiers->arenas_.push_back(std::move(entry));
     }
   }
-  absl::StatusOr<std::unique_ptr<Arena>> zero =
-      Reserve(std::max(options.page_bytes[0], options.page_bytes[1]), /*node=*/-1, "zero page");
-  if (!zero.ok()) return zero.status();
-  tiers->zero_ = *std::move(zero);
+  ArenaOptions zero = options.arena;
+  zero.name = "zero page";
+  absl::StatusOr<std::unique_ptr<Arena>> zeros =
+      Arena::Create(std::max(options.page_bytes[0], options.page_bytes[1]), zero);
+  if (!zeros.ok()) return zeros.status();
+  tiers->zero_ = *std::move(zeros);
   return tiers;
 }
 

@@ -4,11 +4,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "memory/arena.h"
 #include "memory/block_manager.h"
+#include "memory/device_registration.h"
 #include "memory/tier.h"
 
 namespace hybridgen {
@@ -17,13 +20,24 @@ struct HostTiersOptions {
   int64_t page_bytes[kNumRoles] = {0, 0};  // of one page, all layers
   int dram_pages[kNumRoles] = {0, 0};
   int cxl_pages[kNumRoles] = {0, 0};
-  int dram_node = -1;  // NUMA node; -1: wherever the process allocates
-  int cxl_node = -1;   // NUMA node; -1: none, the tier is plain memory and says that it is emulated
+  int dram_node = -1;                    // NUMA node; -1: wherever the process allocates
+  int cxl_node = -1;                     // NUMA node; -1 and no device: plain memory stands for CXL
+  std::string cxl_device;                // "/dev/daxX.Y"; empty: none
+  DeviceRegistrar* registrar = nullptr;  // of the accelerator, to which all pages are registered; null: none. Outlives
+  ArenaOptions arena;                    // what arenas ask of the system; name, node and device are filled in
+};
+
+struct TierArena {
+  Tier tier = Tier::kDram;
+  PageRole role = PageRole::kKey;
+  std::unique_ptr<Arena> memory;
+  PinReport pin;  // zeros without a registrar
 };
 
 class HostTiers {
  public:
-  // Reserves every page at once. Errors: ResourceExhausted naming tier, wanted and available bytes.
+  // Reserves every page at once, and registers it. Pages that the registrar refuses are counted and used by the CPU.
+  // Errors: ResourceExhausted naming tier, wanted and available bytes; otherwise as Arena::Create.
   static absl::StatusOr<std::unique_ptr<HostTiers>> Create(const HostTiersOptions& options);
 
   // Address of the page's layer 0.
@@ -34,13 +48,16 @@ class HostTiers {
   // A page of zeros, as large as the larger role's.
   uint64_t ZeroPage() const { return reinterpret_cast<uint64_t>(zero_->data()); }
 
+  // Bytes of one block on the host, both roles, all layers.
+  int64_t block_bytes() const { return options_.page_bytes[0] + options_.page_bytes[1]; }
   const HostTiersOptions& options() const { return options_; }
+  const std::vector<TierArena>& arenas() const { return arenas_; }
 
  private:
   explicit HostTiers(const HostTiersOptions& options) : options_(options) {}
 
   const HostTiersOptions options_;
-  std::unique_ptr<Arena> arenas_[kNumTiers][kNumRoles];
+  std::vector<TierArena> arenas_;
   uint64_t base_[kNumTiers][kNumRoles] = {};
   std::unique_ptr<Arena> zero_;
 };

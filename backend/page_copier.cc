@@ -5,10 +5,11 @@ namespace hybridgen {
 absl::Status PageCopier::Run(absl::Span<const CopyTask> tasks, Executor& executor) const {
   const int64_t layers = static_cast<int64_t>(layers_.size());
   return ParallelFor(executor, static_cast<int64_t>(tasks.size()) * layers,
-                     [&](int, int64_t i) { CopyLayer(tasks[i / layers], layers_[i % layers]); });
+                     [&](int, int64_t i) { CopyLayer(tasks[i / layers], static_cast<int>(i % layers)); });
 }
 
-void PageCopier::CopyLayer(const CopyTask& task, const LayerPages& layer) const {
+void PageCopier::CopyLayer(const CopyTask& task, int index) const {
+  const LayerPages& layer = layers_[index];
   const uint64_t pool_offset = static_cast<uint64_t>(task.device_page) * layer.pool_page_bytes;
   const auto address = [&](PageRole role, const HostPage& page) {
     return host_->Address(role, page) + (role == PageRole::kKey ? layer.host_k : layer.host_v);
@@ -32,15 +33,10 @@ void PageCopier::CopyLayer(const CopyTask& task, const LayerPages& layer) const 
   copy(PageRole::kValue, task.v, task.from_v, layer.pool_v);
 }
 
-int64_t PageCopier::Bytes(const CopyTask& task) const {
-  int64_t bytes = 0;
-  for (const LayerPages& layer : layers_) {
-    const PageGeometry& g = layer.host;
-    const int64_t role = static_cast<int64_t>(DTypeSize(g.dtype)) * g.kv_heads * g.head_size * task.num_tokens;
-    const bool both = task.kind != CopyTask::Kind::kMigrate || (task.from_k.index >= 0 && task.from_v.index >= 0);
-    bytes += both ? 2 * role : role;
-  }
-  return bytes;
+int64_t PageCopier::LayerBytes(const CopyTask& task) const {
+  const PageGeometry& g = layers_[0].host;  // the same in all layers
+  const bool one_role = task.kind == CopyTask::Kind::kMigrate && (task.from_k.index < 0 || task.from_v.index < 0);
+  return PackedPageBytes(g.dtype, g.kv_heads, g.page_tokens, g.head_size) * (one_role ? 1 : kNumRoles);
 }
 
 }  // namespace hybridgen

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "memory/pin_room.h"
 #include "memory/populate.h"
 
 namespace hybridgen {
@@ -48,7 +49,7 @@ absl::Status Arena::WithName(const absl::Status& status) const {
 }
 
 absl::Status Arena::MapDevice(int64_t bytes, const ArenaOptions& options) {
-  absl::StatusOr<std::unique_ptr<DaxFile>> dax = DaxFile::Open(options.dax_device, options.roots);
+  absl::StatusOr<std::unique_ptr<DaxFile>> dax = DaxFile::Open(options.dax_device, roots_);
   if (!dax.ok()) return dax.status();
   dax_ = *std::move(dax);
   if (options.node >= 0 && dax_->node() && options.node != *dax_->node()) {
@@ -70,7 +71,7 @@ absl::Status Arena::MapDevice(int64_t bytes, const ArenaOptions& options) {
 absl::Status Arena::MapMemory(int64_t bytes, const ArenaOptions& options) {
   const int node = options.binding == NodeBinding::kNone ? -1 : options.node;
   if (node >= 0) {
-    if (absl::Status status = CheckNode(node, calls_, options.roots); !status.ok()) return status;
+    if (absl::Status status = CheckNode(node, calls_, roots_); !status.ok()) return status;
   }
   bytes = (bytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
   const auto admit = [this, node](int64_t wanted, int64_t left) {
@@ -97,16 +98,19 @@ absl::Status Arena::MapMemory(int64_t bytes, const ArenaOptions& options) {
   if (!populated.ok()) return populated;
   if (binding_ == NodeBinding::kStrict) return RequireStrict();
   if (binding_ == NodeBinding::kAdvisory) {
-    const absl::Status asked = VerifyPlacement(1).status();
-    if (!asked.ok()) note_ = absl::StrCat("placement is not verified: ", asked.message());
+    const absl::Status asked = QueryPlacement(range_->span(), node_, /*sample=*/1, calls_).status();
+    if (!asked.ok()) note_ = absl::StrCat("Arena ", name_, ": placement is not verified: ", asked.message());
   }
   return absl::OkStatus();
 }
 
 absl::Status Arena::RequireStrict() {
-  absl::StatusOr<RepairReport> repair = MoveToNode(range_->span(), node_, budget_, calls_);
-  if (!repair.ok()) return repair.status();
   absl::StatusOr<PlacementReport> report = QueryPlacement(range_->span(), node_, /*sample=*/0, calls_);
+  if (report.ok() && report->pages_elsewhere > 0) {
+    const absl::Status moved = MoveToNode(range_->span(), node_, budget_, calls_).status();
+    if (!moved.ok()) return moved;
+    report = QueryPlacement(range_->span(), node_, /*sample=*/0, calls_);
+  }
   if (!report.ok()) return report.status();
   const int64_t there = report->pages_on_node[node_];
   const int64_t pages = there + report->pages_elsewhere + report->pages_unknown;
@@ -149,10 +153,14 @@ absl::StatusOr<RegistrationReport> Arena::Register(DeviceRegistrar& registrar, c
     if (!report.ok()) return std::nullopt;
     return *std::move(report);
   };
+  const auto admit = [this](int64_t bytes) {
+    return dax_ != nullptr || node_ < 0 ? absl::OkStatus() : CheckPinRoom(node_, bytes, budget_, roots_);
+  };
   RegistrationReport report;
   report.before = verify();
+  const std::lock_guard<std::mutex> turn(SpendingMutex());
   absl::StatusOr<std::unique_ptr<Registration>> registration =
-      Registration::Create(range_->span(), registrar, options.chunk_bytes);
+      Registration::Create(range_->span(), registrar, options.chunk_bytes, admit);
   if (!registration.ok()) return WithName(registration.status());
   registration_ = *std::move(registration);
   report.pin = registration_->report();

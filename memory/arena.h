@@ -39,7 +39,7 @@ struct ArenaOptions {
   std::string dax_device;
   int64_t dax_offset = 0;
 
-  // What the arena asks of the system; tests replace it. `calls` outlives the arena.
+  // What the arena asks of the system, now and later; tests replace it. `calls` outlives the arena.
   // How much may still be reserved for a node; asked before and while pages are touched.
   std::function<MemoryBudget(int node)> budget = MemoryBudgetReader();
   SystemRoots roots;
@@ -93,7 +93,8 @@ class Arena {
   // device, registered (pinned pages do not move), or the kernel permits no move.
   absl::StatusOr<RepairReport> Repair();
 
-  // Registers the memory with a device, which outlives the arena. A refused chunk is reported and is no error.
+  // Registers the memory with a device, which outlives the arena. A refused chunk is reported and is no error. Chunks
+  // that pinning would move off the arena's node are refused if there is no room for them elsewhere (pin_room.h).
   // Errors: InvalidArgument (options), FailedPrecondition (registered already).
   absl::StatusOr<RegistrationReport> Register(DeviceRegistrar& registrar, const RegistrationOptions& options = {});
   void Unregister() { registration_.reset(); }
@@ -103,7 +104,8 @@ class Arena {
   }
 
  private:
-  explicit Arena(const ArenaOptions& options) : name_(options.name), budget_(options.budget), calls_(*options.calls) {}
+  explicit Arena(const ArenaOptions& options)
+      : name_(options.name), budget_(options.budget), roots_(options.roots), calls_(*options.calls) {}
 
   absl::Status MapDevice(int64_t bytes, const ArenaOptions& options);
   absl::Status MapMemory(int64_t bytes, const ArenaOptions& options);
@@ -112,6 +114,7 @@ class Arena {
 
   const std::string name_;
   const std::function<MemoryBudget(int node)> budget_;
+  const SystemRoots roots_;
   const MemoryPolicyCalls& calls_;
   // In this order: what is later is undone earlier.
   std::unique_ptr<DaxFile> dax_;

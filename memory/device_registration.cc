@@ -9,8 +9,9 @@
 
 namespace hybridgen {
 
-absl::StatusOr<std::unique_ptr<Registration>> Registration::Create(absl::Span<std::byte> range,
-                                                                   DeviceRegistrar& registrar, int64_t chunk_bytes) {
+absl::StatusOr<std::unique_ptr<Registration>> Registration::Create(
+    absl::Span<std::byte> range, DeviceRegistrar& registrar, int64_t chunk_bytes,
+    const std::function<absl::Status(int64_t bytes)>& admit) {
   if (chunk_bytes < kHugePageBytes || chunk_bytes % kHugePageBytes != 0) {
     return absl::InvalidArgumentError(absl::StrCat("registration: chunks of ", chunk_bytes,
                                                    " bytes must be a positive multiple of ", kHugePageBytes));
@@ -20,7 +21,8 @@ absl::StatusOr<std::unique_ptr<Registration>> Registration::Create(absl::Span<st
   while (!range.empty()) {
     const absl::Span<std::byte> chunk = range.first(std::min<size_t>(range.size(), chunk_bytes));
     range.remove_prefix(chunk.size());
-    const absl::Status status = registrar.Register(chunk);
+    absl::Status status = admit(static_cast<int64_t>(chunk.size()));
+    if (status.ok()) status = registrar.Register(chunk);
     if (status.ok()) {
       registration->chunks_.push_back(chunk);
       report.registered_bytes += static_cast<int64_t>(chunk.size());

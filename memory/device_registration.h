@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -26,18 +27,20 @@ class DeviceRegistrar {
 struct PinReport {
   int64_t registered_bytes = 0;
   int64_t failed_bytes = 0;
-  int failures = 0;          // chunks that the registrar refused
+  int failures = 0;          // chunks that were refused
   absl::Status first_error;  // of the first refused chunk
 };
 
 class Registration {
  public:
   // Registers the range, whose start and size are multiples of 2 MiB, in chunks: drivers fail at very large ranges.
-  // A refused chunk is counted and left out, and the others stay registered: the processor reads all of the range
-  // as before, the device only what Covers holds of. `registrar` outlives the object.
+  // Before each, `admit`, given its size in bytes, may refuse too. A refused chunk is counted and left out, and the
+  // others stay registered: the processor reads all of the range as before, the device only what Covers holds of.
+  // `registrar` outlives the object.
   // Error: InvalidArgument (chunk_bytes not a positive multiple of 2 MiB).
   static absl::StatusOr<std::unique_ptr<Registration>> Create(absl::Span<std::byte> range, DeviceRegistrar& registrar,
-                                                              int64_t chunk_bytes);
+                                                              int64_t chunk_bytes,
+                                                              const std::function<absl::Status(int64_t bytes)>& admit);
   // Unregisters. What the driver refuses to release stays pinned until the process ends; nobody is left to be told.
   ~Registration();
   Registration(const Registration&) = delete;
