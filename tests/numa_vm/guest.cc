@@ -7,8 +7,10 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <sstream>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -53,6 +55,25 @@ std::map<int, int64_t> PagesByNode(const void* data, int64_t bytes) {
   std::map<int, int64_t> count;
   for (const int node : nodes) ++count[node];
   return count;
+}
+
+std::map<int, std::map<int, int64_t>> PagesOfBoundMappings() {
+  std::map<int, std::map<int, int64_t>> pages;
+  std::ifstream file("/proc/self/numa_maps");
+  // "7f0000000000 prefer:1 anon=512 dirty=512 N0=2 N1=510 kernelpagesize_kB=4"
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    std::string start, policy;
+    words >> start >> policy;
+    int asked = kNoNode;
+    if (sscanf(policy.c_str(), "prefer:%d", &asked) != 1 && sscanf(policy.c_str(), "bind:%d", &asked) != 1) continue;
+    for (std::string word; words >> word;) {
+      int node = kNoNode;
+      long count = 0;
+      if (sscanf(word.c_str(), "N%d=%ld", &node, &count) == 2) pages[asked][node] += count;
+    }
+  }
+  return pages;
 }
 
 void MovePages(void* data, int64_t bytes, int node) {
