@@ -36,6 +36,26 @@ TEST(BackendErrorsTest, UnusableOptionsAreRefusedByName) {
   expect(message([](BackendOptions& o) { o.num_kv_heads = 0; }), "num_kv_heads is 0; accepted: 1 to");
   expect(message([](BackendOptions& o) { o.streaming_share = std::nan(""); }), "streaming_share is nan");
   expect(message([](BackendOptions& o) { o.device_kind = DeviceKind::kCuda; }), "cuda");
+  expect(message([](BackendOptions& o) { o.interleave_dram_weight = 0; }),
+         "interleave_dram_weight is 0; accepted: 1 to 255");
+  expect(message([](BackendOptions& o) { o.interleave_cxl_weight = 256; }), "interleave_cxl_weight is 256");
+  expect(message([](BackendOptions& o) { o.dram_gigabytes_per_second = std::nan(""); }),
+         "dram_gigabytes_per_second is nan; accepted: 0 (unpaced)");
+  expect(message([](BackendOptions& o) {
+           o.cxl_node = 1;
+           o.cxl_device = "/dev/dax0.0";
+         }),
+         "cxl_node is 1 and cxl_device is '/dev/dax0.0'; accepted: one of them");
+  expect(message([](BackendOptions& o) {
+           o.cxl_node = 1;
+           o.cxl_gigabytes_per_second = 3;
+         }),
+         "cxl_gigabytes_per_second is 3 and the CXL tier is node 1; accepted: 0");
+  expect(message([](BackendOptions& o) {
+           o.cxl_device = "/dev/dax0.0";
+           o.cxl_gigabytes_per_second = 3;
+         }),
+         "the CXL tier is /dev/dax0.0; accepted: 0");
   expect(message([](BackendOptions& o) { o.binding = Binding::kTiered; }), "dram_bytes and cxl_bytes are both 0");
 }
 

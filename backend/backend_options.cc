@@ -17,10 +17,12 @@ absl::Status CheckRange(const char* field, int64_t value, int64_t low, int64_t h
       absl::StrCat("create backend: ", field, " is ", value, "; accepted: ", low, " to ", high));
 }
 
+// Rates so small or large that times would overflow are no rates.
 absl::Status CheckRate(const char* field, double value) {
-  if (value >= 0) return absl::OkStatus();
+  constexpr double kLeast = 1e-6, kMost = 1e6;
+  if (value == 0 || (value >= kLeast && value <= kMost)) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat("create backend: ", field, " is ", value, "; accepted: 0 (unpaced) or more"));
+      absl::StrCat("create backend: ", field, " is ", value, "; accepted: 0 (unpaced), or ", kLeast, " to ", kMost));
 }
 
 // The CXL tier is one of a node, a device, or plain memory, and only the last may be slowed down to stand for CXL.
@@ -56,6 +58,7 @@ absl::Status Validate(const BackendOptions& o) {
            CheckRange("dram_bytes", o.dram_bytes, 0, INT64_MAX),
            CheckRange("cxl_bytes", o.cxl_bytes, 0, INT64_MAX),
            CheckRange("dram_node", o.dram_node, -1, 1023),
+           CheckRange("head_groups", o.head_groups, 0, kMaxShares),
            CheckRange("cxl_node", o.cxl_node, -1, 1023),
            CheckRange("interleave_dram_weight", o.interleave_dram_weight, 1, 255),
            CheckRange("interleave_cxl_weight", o.interleave_cxl_weight, 1, 255),
@@ -105,7 +108,7 @@ absl::Status Validate(const BackendOptions& o) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(const BackendOptions& o) {
+absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(const BackendOptions& o, const HeadGroups& head_groups) {
   const bool team =
       o.executor == ExecutorKind::kOpenMp || (o.executor == ExecutorKind::kAuto && o.device_kind == DeviceKind::kCpu);
   if (team) {
@@ -116,7 +119,12 @@ absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(const BackendOptions& o
   const int cpus = o.cpus.empty() ? UsableCpus() : static_cast<int>(o.cpus.size());
   const int taken = o.device_kind == DeviceKind::kEmulated ? o.device_threads : 0;
   pool.num_workers = o.num_threads > 0 ? o.num_threads : std::max(1, cpus - taken);
-  pool.cpus = o.cpus;
+  for (const int cpu : o.cpus) pool.cpus.push_back({cpu});
+  if (o.cpus.empty()) {
+    for (const std::vector<int>& node : head_groups.cpus) {
+      if (!node.empty()) pool.cpus.push_back(node);
+    }
+  }
   pool.timeout = o.timeout;
   return CreatePoolExecutor(pool);
 }

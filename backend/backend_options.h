@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "backend/executor.h"
+#include "backend/head_groups.h"
 #include "kernels/dtype.h"
 #include "kernels/isa.h"
 
@@ -40,6 +41,7 @@ struct BackendOptions {
   int64_t dram_bytes = 0;      // host tiers, all layers together
   int64_t cxl_bytes = 0;
   int dram_node = -1;
+  int head_groups = 0;  // parts of the KV heads with a DRAM node each (head_groups.h); 0: as the machine is
   int cxl_node = -1;
   std::string cxl_device;  // "/dev/daxX.Y": the CXL tier is this device's memory; empty: none
   PlacementChoice placement = PlacementChoice::kAuto;
@@ -60,8 +62,9 @@ inline bool CxlIsEmulated(const BackendOptions& options) { return options.cxl_no
 // Errors: InvalidArgument naming field, value and accepted values; Unimplemented for what this build lacks.
 absl::Status Validate(const BackendOptions& options);
 
-// The CPU worker's executor: the process's OpenMP team or a pool of our own.
-absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(const BackendOptions& options);
+// The CPU worker's executor: the process's OpenMP team or a pool of our own, whose threads are dealt to the groups'
+// CPUs if the options name none.
+absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(const BackendOptions& options, const HeadGroups& head_groups);
 
 }  // namespace hybridgen
 

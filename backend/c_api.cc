@@ -169,6 +169,7 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
   o.streaming_share = c->streaming_share;
   o.device_gigabytes_per_second = c->device_gigabytes_per_second;
   o.mover_gigabytes_per_second = c->mover_gigabytes_per_second;
+  o.head_groups = c->head_groups;
   if (c->timeout_seconds != 0) {
     constexpr double kMaxSeconds = 1e6;
     if (!(c->timeout_seconds > 0 && c->timeout_seconds <= kMaxSeconds)) {

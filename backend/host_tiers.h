@@ -1,4 +1,4 @@
-// The host tiers' memory: one arena per (tier, role), and the addresses of the pages in them.
+// The host tiers' memory: one arena per (KV head group, tier, role), and the addresses of the pages in them.
 #ifndef BACKEND_HOST_TIERS_H_
 #define BACKEND_HOST_TIERS_H_
 
@@ -17,10 +17,10 @@
 namespace hybridgen {
 
 struct HostTiersOptions {
-  int64_t page_bytes[kNumRoles] = {0, 0};  // of one page, all layers
+  int64_t page_bytes[kNumRoles] = {0, 0};  // of one page, all layers and KV head groups, which share it evenly
   int dram_pages[kNumRoles] = {0, 0};
   int cxl_pages[kNumRoles] = {0, 0};
-  int dram_node = -1;                    // NUMA node; -1: wherever the process allocates
+  std::vector<int> dram_nodes = {-1};    // NUMA node of each KV head group; -1: wherever the process allocates
   int cxl_node = -1;                     // NUMA node; -1 and no device: plain memory stands for CXL
   std::string cxl_device;                // "/dev/daxX.Y"; empty: none
   DeviceRegistrar* registrar = nullptr;  // of the accelerator, to which all pages are registered; null: none. Outlives
@@ -30,6 +30,7 @@ struct HostTiersOptions {
 struct TierArena {
   Tier tier = Tier::kDram;
   PageRole role = PageRole::kKey;
+  int head_group = 0;
   std::unique_ptr<Arena> memory;
   PinReport pin;  // zeros without a registrar
 };
@@ -40,13 +41,14 @@ class HostTiers {
   // Errors: ResourceExhausted naming tier, wanted and available bytes; otherwise as Arena::Create.
   static absl::StatusOr<std::unique_ptr<HostTiers>> Create(const HostTiersOptions& options);
 
-  // Address of the page's layer 0.
+  // Address of the page's layer 0 in head group 0. Those of group g lie g * head_group_stride() bytes behind it.
   uint64_t Address(PageRole role, const HostPage& page) const {
-    const int r = static_cast<int>(role);
-    return base_[static_cast<int>(page.tier)][r] + static_cast<uint64_t>(page.index) * options_.page_bytes[r];
+    const int r = Index(role);
+    return base_[Index(page.tier)][r] + static_cast<uint64_t>(page.index) * group_page_bytes_[r];
   }
-  // A page of zeros, as large as the larger role's.
-  uint64_t ZeroPage() const { return reinterpret_cast<uint64_t>(zero_->data()); }
+  // A page of zeros, as large as the larger role's; in head groups as any other.
+  uint64_t ZeroPage() const { return zero_page_; }
+  uint64_t head_group_stride() const { return head_group_stride_; }
 
   // Bytes of one block on the host, both roles, all layers.
   int64_t block_bytes() const { return options_.page_bytes[0] + options_.page_bytes[1]; }
@@ -57,9 +59,12 @@ class HostTiers {
   explicit HostTiers(const HostTiersOptions& options) : options_(options) {}
 
   const HostTiersOptions options_;
+  int64_t group_page_bytes_[kNumRoles] = {0, 0};  // of one head group's part of a page
+  uint64_t head_group_stride_ = 0;
   std::vector<TierArena> arenas_;
-  uint64_t base_[kNumTiers][kNumRoles] = {};
-  std::unique_ptr<Arena> zero_;
+  uint64_t base_[kNumTiers][kNumRoles] = {};  // of head group 0
+  uint64_t zero_page_ = 0;
+  std::vector<std::unique_ptr<Arena>> zeros_;  // [head group]
 };
 
 }  // namespace hybridgen

@@ -97,6 +97,8 @@ typedef struct hg_config {
   double dram_gigabytes_per_second;  /* pace the CPU worker's reads of the tier, which then counts as emulated; */
   double cxl_gigabytes_per_second;   /* CXL only where it is plain memory (no cxl_node, no cxl_device); 0: unpaced */
   double mover_gigabytes_per_second; /* budget of migrations between host tiers; 0: none are made */
+  int32_t head_groups; /* parts of the KV heads, each with a DRAM node of its own; 0: one for each DRAM node with CPUs;
+                          a number that the machine does not have is emulated, without binding */
 } hg_config;
 
 HG_EXPORT int32_t hg_abi_version(void);

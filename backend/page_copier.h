@@ -31,6 +31,8 @@ class PageCopier {
   int64_t LayerBytes(const CopyTask& task) const;
 
  private:
+  void CopyHeadGroup(const CopyTask& task, const LayerPages& layer, int group) const;
+
   const KernelSet* const kernels_;
   const HostTiers* const host_;
   const std::vector<LayerPages> layers_;

@@ -15,6 +15,8 @@
 #include "backend/statistics.h"
 #include "kernels/cpu_features.h"
 #include "kernels/kernel_table.h"
+#include "memory/node_probe.h"
+#include "memory/topology.h"
 #include "scheduler/step_knobs.h"
 
 namespace hybridgen {
@@ -24,7 +26,7 @@ using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Bytes of KV that one step may publish or recall: bounds the mover to about one step's worth of a prefill chunk.
+// Bytes of KV that one step may publish or recall: about one step's worth of a prefill chunk.
 constexpr int64_t kCopyBytesPerStep = 64 << 20;
 // Largest stride with which addresses of a tensor cannot overflow.
 constexpr int64_t kMaxStride = int64_t{1} << 30;  // elements
@@ -42,12 +44,15 @@ TierPacers CpuPacers(const BackendOptions& options) {
 
 class BackendImpl final : public PagedAttentionBackend {
  public:
-  BackendImpl(const BackendOptions& options, const KernelSet* kernels, std::unique_ptr<Executor> executor)
+  BackendImpl(const BackendOptions& options, const KernelSet* kernels, std::unique_ptr<Executor> executor,
+              const HeadGroups& head_groups)
       : o_(options),
         id_(NextId()),
         kernels_(kernels),
+        head_groups_(head_groups),
         executor_(std::move(executor)),
-        cpu_(executor_.get(), kernels, options.dtype, options.head_size, options.num_kv_heads, CpuPacers(options)) {
+        cpu_(executor_.get(), kernels, options.dtype, options.head_size, options.num_kv_heads, CpuPacers(options),
+             head_groups) {
     StepKnobs knobs;
     knobs.streaming_share = o_.streaming_share;
     SetKnobs(knobs);
@@ -133,6 +138,7 @@ class BackendImpl final : public PagedAttentionBackend {
     if (tiered_ != nullptr) tiered_->watch->Tick(Clock::now());
     knobs_ = policy_->Next(TakeTimings());
     limits_.split.num_kv_heads = o_.num_kv_heads;
+    limits_.split.head_groups = head_groups_.count;
     limits_.split.cpu_workers = executor_->num_workers();
     limits_.split.device_workers = device_ == nullptr ? 0 : device_->num_workers();
     limits_.split.max_tile_rows = kMaxTileRows;
@@ -182,6 +188,7 @@ class BackendImpl final : public PagedAttentionBackend {
   BackendOptions o_;
   const uint64_t id_;
   const KernelSet* const kernels_;
+  const HeadGroups head_groups_;
   const std::unique_ptr<Executor> executor_;
   AttentionWorker cpu_;
   std::vector<Layer> layers_;
@@ -247,7 +254,7 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
     return absl::FailedPreconditionError("bind tiered: already bound to another tensor; create a new backend");
   }
   absl::StatusOr<std::unique_ptr<TieredBinding>> binding =
-      BindTieredPool(o_, kernels_, pool, static_cast<int>(layers_.size()));
+      BindTieredPool(o_, head_groups_, kernels_, pool, static_cast<int>(layers_.size()));
   if (!binding.ok()) return binding.status();
   if (absl::Status status = StartDevice((*binding)->copier); !status.ok()) return status;
   tiered_ = *std::move(binding);
@@ -338,7 +345,7 @@ absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query
     if (absl::Status status = cpu_.Write(call, step.pool_writes); !status.ok()) return status;
     if (absl::Status status = cpu_.Write(call, step.host_writes); !status.ok()) return status;
     const Clock::time_point begin = Clock::now();
-    absl::Status status = cpu_.Attend(call, step.cpu_items);
+    absl::Status status = cpu_.Attend(call, step.cpu_items, step.cpu_group_ends);
     cpu_seconds_ += SecondsSince(begin);
     if (!status.ok()) return status;
     return cpu_.Merge(call, step.merges);
@@ -347,7 +354,7 @@ absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query
   absl::Status status = cpu_.Write(call, step.host_writes);
   device_->HostWritten();
   const Clock::time_point begin = Clock::now();
-  if (status.ok()) status = cpu_.Attend(call, step.cpu_items);
+  if (status.ok()) status = cpu_.Attend(call, step.cpu_items, step.cpu_group_ends);
   const Clock::time_point attended = Clock::now();
   cpu_seconds_ += std::chrono::duration<double>(attended - begin).count();
   device_->HostAttended();
@@ -415,6 +422,11 @@ std::string BackendImpl::StatisticsJson() const {
   }
   AddTieredStatistics(o_, *tiered_, s);
   if (mover_ != nullptr) s.mover = mover_->statistics();
+  s.head_groups_reason = head_groups_.reason;
+  for (int group = 0; group < head_groups_.count; ++group) {
+    s.head_groups.push_back(
+        {head_groups_.nodes[group], head_groups_.emulated, cpu_.items(group), cpu_.remote_items(group)});
+  }
   return s.ToJson();
 }
 
@@ -438,9 +450,16 @@ absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> PagedAttentionBackend::Cr
     if (!wanted.ok()) return wanted.status();
     kernels = *wanted;
   }
-  absl::StatusOr<std::unique_ptr<Executor>> executor = CreateExecutor(options);
+  HeadGroups head_groups;
+  if (options.binding == Binding::kTiered) {
+    absl::StatusOr<HeadGroups> chosen =
+        ChooseHeadGroups({options.head_groups, options.num_kv_heads, options.dram_node, AllowedCpus()}, ReadTopology());
+    if (!chosen.ok()) return chosen.status();
+    head_groups = *std::move(chosen);
+  }
+  absl::StatusOr<std::unique_ptr<Executor>> executor = CreateExecutor(options, head_groups);
   if (!executor.ok()) return executor.status();
-  auto backend = std::make_unique<BackendImpl>(options, kernels, *std::move(executor));
+  auto backend = std::make_unique<BackendImpl>(options, kernels, *std::move(executor), head_groups);
   if (options.binding == Binding::kIdentity) {
     if (absl::Status status = backend->StartDevice(nullptr); !status.ok()) return status;
   }

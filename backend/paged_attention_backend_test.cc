@@ -22,12 +22,46 @@ struct Setting {
   int64_t dram_blocks;  // host tiers in blocks
   int64_t cxl_blocks;
   double mover_gigabytes_per_second = 0;
+  PlacementChoice placement = PlacementChoice::kAuto;
 };
 
 class BackendTest : public testing::TestWithParam<Setting> {};
 
 constexpr int kDevicePages = 6;
 constexpr int kBlocks = 49;  // with the null block: 8x the device tier
+
+// That the policy was in force shows in what was read of each role: most reads are of resident pages.
+void ExpectPlacement(const Setting& s, const nlohmann::json& stats) {
+  if (s.cxl_blocks == 0 || s.dram_blocks == 0) return;
+  const nlohmann::json& placement = stats["placement"];
+  const auto resident = [&](const char* tier, const char* role) {
+    for (const nlohmann::json& arena : placement["arenas"]) {
+      if (arena["tier"] == tier && arena["role"] == role) return arena["resident_bytes"].get<int64_t>();
+    }
+    return int64_t{0};
+  };
+  switch (s.placement) {
+    case PlacementChoice::kAuto:
+    case PlacementChoice::kRole:
+      EXPECT_EQ(placement["policy"], "role") << stats;
+      break;
+    case PlacementChoice::kProportional:
+      EXPECT_EQ(placement["policy"], "proportional") << stats;
+      EXPECT_DOUBLE_EQ(placement["value_share_on_cxl"].get<double>(), 0.5) << stats;
+      EXPECT_EQ(resident("cxl", "key"), 0) << stats;
+      EXPECT_GT(resident("cxl", "value"), 0) << stats;
+      EXPECT_GT(resident("dram", "value"), 0) << stats;
+      EXPECT_EQ(stats["placement_misses"], 0) << stats;
+      break;
+    case PlacementChoice::kInterleave:
+      EXPECT_EQ(placement["policy"], "interleave") << stats;
+      for (const char* role : {"key", "value"}) {
+        EXPECT_GT(resident("cxl", role), 0) << stats;
+        EXPECT_GT(resident("dram", role), 0) << stats;
+      }
+      break;
+  }
+}
 
 TEST_P(BackendTest, MatchesTheOracleOverManySteps) {
   const Setting& s = GetParam();
@@ -38,6 +72,12 @@ TEST_P(BackendTest, MatchesTheOracleOverManySteps) {
   options.binding = s.binding;
   options.streaming_share = s.streaming_share;
   options.mover_gigabytes_per_second = s.mover_gigabytes_per_second;
+  options.placement = s.placement;
+  if (s.placement == PlacementChoice::kProportional) {
+    // Rates that decide the share and are too high to be felt.
+    options.dram_gigabytes_per_second = 3000;
+    options.cxl_gigabytes_per_second = 1000;
+  }
   const int64_t host_block =
       2 * shape.layers * PackedPageBytes(s.dtype, shape.kv_heads, shape.block_size, shape.head_size);
   options.dram_bytes = s.dram_blocks * host_block;
@@ -80,6 +120,7 @@ TEST_P(BackendTest, MatchesTheOracleOverManySteps) {
   if (s.cxl_blocks > 0) {
     EXPECT_GT(stats["tiers"]["cxl"]["read_bytes"], 0) << stats;
   }
+  ExpectPlacement(s, stats);
   if (s.mover_gigabytes_per_second > 0) {
     EXPECT_GT(stats["migrations"], 0) << stats;
     EXPECT_GT(stats["migrations_dropped"], 0) << stats;
@@ -103,6 +144,14 @@ INSTANTIATE_TEST_SUITE_P(
         Setting{"emulated_mover_drafts", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0, 3, 8, 52, 1.0},
         Setting{"emulated_mover_streaming", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat16, 0.4, 0, 8, 52,
                 100.0},
+        Setting{"cpu_proportional_drafts", DeviceKind::kCpu, Binding::kTiered, DType::kFloat32, 0, 3, 44, 44, 0,
+                PlacementChoice::kProportional},
+        Setting{"cpu_interleave", DeviceKind::kCpu, Binding::kTiered, DType::kBFloat16, 0, 0, 30, 30, 0,
+                PlacementChoice::kInterleave},
+        Setting{"emulated_proportional", DeviceKind::kEmulated, Binding::kTiered, DType::kBFloat16, 0, 0, 50, 50, 0,
+                PlacementChoice::kProportional},
+        Setting{"emulated_interleave_streaming", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0.4, 3, 40,
+                40, 0, PlacementChoice::kInterleave},
         Setting{"emulated_streaming", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0.4, 0, 60, 0},
         Setting{"emulated_all_streamed", DeviceKind::kEmulated, Binding::kTiered, DType::kBFloat16, 1, 0, 60, 0}),
     [](const testing::TestParamInfo<Setting>& info) { return std::string(info.param.name); });

@@ -13,6 +13,7 @@ nlohmann::ordered_json ToJson(const ArenaStatistics& arena) {
   return {
       {"tier", TierName(arena.tier)},
       {"role", arena.role == PageRole::kKey ? "key" : "value"},
+      {"head_group", arena.head_group},
       {"node", arena.node},
       {"capacity_bytes", arena.capacity_bytes},
       {"resident_bytes", arena.resident_bytes},
@@ -100,6 +101,13 @@ std::string BackendStatistics::ToJson() const {
                    {"chunks", mover.chunks},
                    {"budget_waits", mover.budget_waits},
                    {"layer_waits", mover.layer_waits}};
+  if (!head_groups.empty()) json["head_groups"]["reason"] = head_groups_reason;
+  for (const HeadGroupStatistics& group : head_groups) {
+    json["head_groups"]["groups"].push_back({{"node", group.node},
+                                             {"emulated", group.emulated},
+                                             {"items", group.items},
+                                             {"remote_items", group.remote_items}});
+  }
   json["host_copies_dropped"] = blocks.host_copies_dropped;
   json["host_direct_writes"] = blocks.host_direct_writes;
   json["placement_misses"] = blocks.placement_misses;

@@ -29,6 +29,7 @@ struct TierStatistics {
 struct ArenaStatistics {
   Tier tier = Tier::kDram;
   PageRole role = PageRole::kKey;
+  int head_group = 0;
   int node = -1;  // where its pages belong; -1: anywhere
   int64_t capacity_bytes = 0;
   int64_t resident_bytes = 0;
@@ -53,6 +54,14 @@ struct PlacementStatistics {
   std::vector<ArenaStatistics> arenas;
 };
 
+// A part of the KV heads (head_groups.h). Totals since creation.
+struct HeadGroupStatistics {
+  int node = -1;  // of its DRAM pages; -1: wherever
+  bool emulated = false;
+  int64_t items = 0;         // attended by the CPU worker; not counted with one group
+  int64_t remote_items = 0;  // of these, by a thread that runs nearer to another group's memory
+};
+
 // All totals since creation.
 struct BackendStatistics {
   std::string device_kind;
@@ -72,6 +81,8 @@ struct BackendStatistics {
   PlacementStatistics placement;
   BlockManagerStats blocks;  // zeros in the identity binding
   MoverStatistics mover;
+  std::string head_groups_reason;                // why there are as many
+  std::vector<HeadGroupStatistics> head_groups;  // of the tiered binding
 
   // Share of the attended KV bytes that the CPU worker read; 0 before the first call.
   double CpuShare() const;

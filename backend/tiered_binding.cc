@@ -59,11 +59,17 @@ int64_t DevicePageBytes(const BackendOptions& options) {
          options.head_size;
 }
 
-absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptions& options, const KernelSet* kernels,
+absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptions& options,
+                                                              const HeadGroups& head_groups, const KernelSet* kernels,
                                                               const TieredPool& pool, int num_layers,
                                                               const TieredSystem& system) {
   if (absl::Status status = CheckPool(pool, num_layers); !status.ok()) return status;
-  absl::Status fits = CheckTierFits("dram_bytes", options.dram_bytes, system.arena.budget(options.dram_node));
+  absl::Status fits;
+  for (const int node : head_groups.nodes) {
+    if (!fits.ok()) return fits;
+    fits = CheckTierFits(head_groups.count == 1 ? "dram_bytes" : "dram_bytes / head_groups",
+                         options.dram_bytes / head_groups.count, system.arena.budget(node));
+  }
   if (fits.ok() && options.cxl_device.empty()) {  // a device's size is checked when it is mapped
     fits = CheckTierFits("cxl_bytes", options.cxl_bytes, system.arena.budget(options.cxl_node));
   }
@@ -114,7 +120,7 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
     tiers.cxl_pages[role] = manager.cxl_pages[role] = placement->cxl_pages[role];
     manager.cxl_share[role] = placement->cxl_share[role];
   }
-  tiers.dram_node = options.dram_node;
+  tiers.dram_nodes = head_groups.nodes;
   tiers.cxl_node = options.cxl_node;
   tiers.cxl_device = options.cxl_device;
   tiers.registrar = system.registrar;
@@ -137,7 +143,10 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
     pages.pool_page_bytes = device_page;
     pages.pool_pages = manager.device_pages;
     pages.host = GeometryOf(options, PageFormat::kPackedV1);
-    pages.host_k = pages.host_v = s * host_page;
+    pages.host.kv_heads = options.num_kv_heads / head_groups.count;
+    pages.host_k = pages.host_v = s * host_page / head_groups.count;
+    pages.head_groups = head_groups.count;
+    pages.head_group_stride = (*host)->head_group_stride();
     copied.push_back(pages);
   }
 
@@ -174,7 +183,7 @@ void AddTieredStatistics(const BackendOptions& options, const TieredBinding& bin
     if (tier != Tier::kDevice) s.configured = s.capacity_bytes > 0;
   }
   TierStatistics& dram = statistics.tiers[Index(Tier::kDram)];
-  dram.node = options.dram_node;
+  dram.node = host.dram_nodes.size() == 1 ? host.dram_nodes[0] : -1;
   dram.paced_gigabytes_per_second = options.dram_gigabytes_per_second;
   dram.emulated = options.dram_gigabytes_per_second > 0;
   TierStatistics& cxl = statistics.tiers[Index(Tier::kCxl)];
@@ -194,8 +203,10 @@ void AddTieredStatistics(const BackendOptions& options, const TieredBinding& bin
     s.tier = arena.tier;
     s.role = arena.role;
     s.node = arena.memory->node();
-    s.capacity_bytes = blocks.capacity_pages[t][r] * host.page_bytes[r];
-    s.resident_bytes = blocks.resident_pages[t][r] * host.page_bytes[r];
+    s.head_group = arena.head_group;
+    const int64_t page_bytes = host.page_bytes[r] / static_cast<int64_t>(host.dram_nodes.size());
+    s.capacity_bytes = blocks.capacity_pages[t][r] * page_bytes;
+    s.resident_bytes = blocks.resident_pages[t][r] * page_bytes;
     s.sampled_pages_on_node = watched[i].newest.pages_on_node;
     s.sampled_pages_unknown = watched[i].newest.pages_unknown;
     s.misplaced_pages = watched[i].newest.pages_elsewhere;

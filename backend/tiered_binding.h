@@ -66,7 +66,8 @@ struct TieredSystem {
 // Reserves the host tiers in full. `kernels` outlives the result.
 // Errors: InvalidArgument for a malformed pool; ResourceExhausted with the sizes when a tier is larger than what may be
 // reserved, or when all tiers together cannot hold pool.num_blocks.
-absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptions& options, const KernelSet* kernels,
+absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptions& options,
+                                                              const HeadGroups& head_groups, const KernelSet* kernels,
                                                               const TieredPool& pool, int num_layers,
                                                               const TieredSystem& system = TieredSystem());
 

@@ -24,6 +24,17 @@ absl::StatusOr<std::unique_ptr<AddressRange>> AddressRange::Reserve(int64_t byte
   return std::unique_ptr<AddressRange>(new AddressRange(begin + head, bytes));
 }
 
+absl::StatusOr<std::unique_ptr<AddressRange>> AddressRange::Take(int64_t bytes) {
+  if (bytes < 1 || bytes >= bytes_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("address range: ", bytes, " bytes to take must be in [1, ", bytes_, ")"));
+  }
+  std::unique_ptr<AddressRange> first(new AddressRange(data_, bytes));
+  data_ += bytes;
+  bytes_ -= bytes;
+  return first;
+}
+
 AddressRange::~AddressRange() { munmap(data_, bytes_); }
 
 absl::Status AddressRange::MapAnonymous() {

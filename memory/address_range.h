@@ -24,6 +24,10 @@ class AddressRange {
   AddressRange(const AddressRange&) = delete;
   AddressRange& operator=(const AddressRange&) = delete;
 
+  // The first `bytes`, a multiple of the page size, as a range of their own; the rest stays here. Before a Map function
+  // only. Error: InvalidArgument (not in [1, what is left)).
+  absl::StatusOr<std::unique_ptr<AddressRange>> Take(int64_t bytes);
+
   // Private memory, zeroed, which the kernel provides page by page as it is touched. Error: Internal.
   absl::Status MapAnonymous();
   // The bytes of a file or device from `offset` on, shared with whoever else maps them. The range stays mapped when
@@ -35,8 +39,8 @@ class AddressRange {
  private:
   AddressRange(std::byte* data, int64_t bytes) : data_(data), bytes_(bytes) {}
 
-  std::byte* const data_;
-  const int64_t bytes_;
+  std::byte* data_;
+  int64_t bytes_;
 };
 
 }  // namespace hybridgen

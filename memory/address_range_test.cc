@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
 #include "gtest/gtest.h"
@@ -54,6 +55,25 @@ TEST(AddressRangeTest, ReservesAlignedAddressesWithoutMemory) {
     EXPECT_FALSE(Readable(range->span().data()));
     EXPECT_FALSE(Readable(range->span().data() + range->span().size() - 1));
   }
+}
+
+TEST(AddressRangeTest, PartsAreTakenFromTheStartAndLiveAlone) {
+  auto range = AddressRange::Reserve(4 * kHugePageBytes, kHugePageBytes).value();
+  std::byte* const begin = range->span().data();
+  auto first = range->Take(kHugePageBytes).value();
+  const auto second = range->Take(2 * kHugePageBytes).value();
+  EXPECT_EQ(first->span().data(), begin);
+  EXPECT_EQ(second->span().data(), begin + kHugePageBytes);
+  EXPECT_EQ(second->span().size(), static_cast<size_t>(2 * kHugePageBytes));
+  EXPECT_EQ(range->span().data(), begin + 3 * kHugePageBytes);
+  EXPECT_EQ(range->Take(0).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(range->Take(kHugePageBytes).status().code(), absl::StatusCode::kInvalidArgument) << "nothing would be left";
+  ASSERT_TRUE(second->MapAnonymous().ok());
+  first.reset();
+  range.reset();
+  std::memset(second->span().data(), 1, second->span().size());
+  EXPECT_FALSE(Readable(begin));
+  EXPECT_FALSE(Readable(begin + 3 * kHugePageBytes));
 }
 
 TEST(AddressRangeTest, MoreAddressesThanThereAreIsAnError) {

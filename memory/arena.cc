@@ -21,6 +21,8 @@ std::mutex& SpendingMutex() {
   return mutex;
 }
 
+int64_t AlignmentOf(const DaxFile& dax) { return std::max(dax.alignment(), kHugePageBytes); }
+
 absl::Status TooLittle(int node, int64_t wanted, const MemoryBudget& budget) {
   return absl::ResourceExhaustedError(
       absl::StrCat("wanted ", wanted, " bytes more, available ", budget.bytes.value_or(0), " bytes on ",
@@ -48,6 +50,24 @@ absl::Status Arena::WithName(const absl::Status& status) const {
   return absl::Status(status.code(), absl::StrCat("Arena ", name_, ": ", status.message()));
 }
 
+absl::StatusOr<int64_t> Arena::Alignment(const ArenaOptions& options) {
+  if (options.dax_device.empty()) return kHugePageBytes;
+  absl::StatusOr<std::unique_ptr<DaxFile>> dax = DaxFile::Open(options.dax_device, options.roots);
+  if (!dax.ok()) return dax.status();
+  return AlignmentOf(**dax);
+}
+
+absl::Status Arena::Reserve(int64_t bytes, int64_t alignment, const ArenaOptions& options) {
+  absl::StatusOr<std::unique_ptr<AddressRange>> range =
+      options.within != nullptr ? options.within->Take(bytes) : AddressRange::Reserve(bytes, alignment);
+  if (!range.ok()) return range.status();
+  range_ = *std::move(range);
+  if (reinterpret_cast<uintptr_t>(data()) % alignment != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("the addresses given must be aligned to ", alignment, " bytes"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Arena::MapDevice(int64_t bytes, const ArenaOptions& options) {
   absl::StatusOr<std::unique_ptr<DaxFile>> dax = DaxFile::Open(options.dax_device, roots_);
   if (!dax.ok()) return dax.status();
@@ -56,12 +76,10 @@ absl::Status Arena::MapDevice(int64_t bytes, const ArenaOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat(options.dax_device, " belongs to node ", *dax_->node(),
                                                    ", not to node ", options.node, ": leave the node out"));
   }
-  const int64_t alignment = std::max(dax_->alignment(), kHugePageBytes);
+  const int64_t alignment = AlignmentOf(*dax_);
   bytes = (bytes + alignment - 1) / alignment * alignment;
   if (absl::Status status = dax_->Hold(options.dax_offset, bytes); !status.ok()) return status;
-  absl::StatusOr<std::unique_ptr<AddressRange>> range = AddressRange::Reserve(bytes, alignment);
-  if (!range.ok()) return range.status();
-  range_ = *std::move(range);
+  if (absl::Status status = Reserve(bytes, alignment, options); !status.ok()) return status;
   if (absl::Status status = range_->MapFile(dax_->fd(), options.dax_offset); !status.ok()) return status;
   node_ = dax_->node().value_or(-1);
   binding_ = node_ < 0 ? NodeBinding::kNone : NodeBinding::kStrict;
@@ -80,9 +98,7 @@ absl::Status Arena::MapMemory(int64_t bytes, const ArenaOptions& options) {
   };
   const std::lock_guard<std::mutex> turn(SpendingMutex());
   if (absl::Status status = admit(bytes, bytes); !status.ok()) return status;
-  absl::StatusOr<std::unique_ptr<AddressRange>> range = AddressRange::Reserve(bytes, kHugePageBytes);
-  if (!range.ok()) return range.status();
-  range_ = *std::move(range);
+  if (absl::Status status = Reserve(bytes, kHugePageBytes, options); !status.ok()) return status;
   if (absl::Status status = range_->MapAnonymous(); !status.ok()) return status;
   // Advice: a kernel without transparent huge pages refuses it, and small pages do.
   madvise(data(), bytes, options.huge_pages == HugePages::kTransparent ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);

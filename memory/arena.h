@@ -38,6 +38,9 @@ struct ArenaOptions {
   // what was there before.
   std::string dax_device;
   int64_t dax_offset = 0;
+  // Where it lies: at the start of these reserved addresses, which must be aligned as Arena::Alignment says and longer
+  // than the arena. Null: anywhere.
+  AddressRange* within = nullptr;
 
   // What the arena asks of the system, now and later; tests replace it. `calls` outlives the arena.
   // How much may still be reserved for a node; asked before and while pages are touched.
@@ -71,6 +74,11 @@ class Arena {
   // (strict binding where the kernel permits none; the device is not in devdax mode or is held), NotFound (no such
   // device), Internal (mmap).
   static absl::StatusOr<std::unique_ptr<Arena>> Create(int64_t bytes, const ArenaOptions& options);
+
+  // Of the start and size of such an arena: 2 MiB, or what the device asks for if that is more. Errors: as Create's
+  // about the device.
+  static absl::StatusOr<int64_t> Alignment(const ArenaOptions& options);
+
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
@@ -107,6 +115,8 @@ class Arena {
   explicit Arena(const ArenaOptions& options)
       : name_(options.name), budget_(options.budget), roots_(options.roots), calls_(*options.calls) {}
 
+  // Addresses for `bytes`, all as the options say.
+  absl::Status Reserve(int64_t bytes, int64_t alignment, const ArenaOptions& options);
   absl::Status MapDevice(int64_t bytes, const ArenaOptions& options);
   absl::Status MapMemory(int64_t bytes, const ArenaOptions& options);
   absl::Status RequireStrict();
