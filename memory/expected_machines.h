@@ -71,6 +71,9 @@ inline std::vector<ExpectedMachine> ExpectedMachines() {
       {"hbm-cxl-6.12", {socket, hbm(1), far(90)}},
       {"cxltype3-6.12", {socket, cxl(MovableOnly::kYes)}, {{Kind::kCxl, DaxUse::kNode, 1, 302}}},
       {"cxltype3-kernel-6.12", {socket, cxl(kStays)}, {{Kind::kCxl, DaxUse::kNode, 1, 302}}},
+      {"cxltype3-persistent-6.12",
+       {socket, {Kind::kPersistent, Speed::kSlower, 16000, 302, 27, MovableOnly::kYes, "/ndbus0/"}},
+       {{Kind::kPersistent, DaxUse::kNode, 1, kUnknown}}},
       // The kernel computes a region's access classes when its memory becomes a node.
       {"cxltype3-devdax-6.12", {socket}, {{Kind::kCxl, DaxUse::kMapped, 1, kUnknown}}},
   };

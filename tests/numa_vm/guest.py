@@ -20,8 +20,9 @@ import xml.etree.ElementTree as ElementTree
 sys.dont_write_bytecode = True
 import machines  # pylint: disable=wrong-import-position
 
-# In the order in which they must be loaded; the memory devices' part of a kernel's modules.
-CXL_MODULES = ("device_dax", "kmem", "dax_hmem", "dax_cxl", "cxl_acpi", "cxl_pci", "cxl_mem")
+# Of memory devices, in the order in which they must be loaded.
+DEVICE_MODULES = ("libnvdimm", "device_dax", "kmem", "dax_hmem", "dax_cxl", "dax_pmem", "cxl_acpi", "cxl_pmem", "cxl_pci",
+                  "cxl_mem")
 # Guests take seconds. This is for a machine that is busy with other work, and ends one that hangs.
 TIMEOUT_SECONDS = 800
 
@@ -61,7 +62,7 @@ def write_initramfs(folder: pathlib.Path, options: argparse.Namespace, machine: 
         subprocess.run(["strip", "-o", target, os.path.realpath(source)], check=True)  # memory of the guest is scarce
         shutil.copymode(source, target)
     (root / "tests/tests").write_text("".join(f"{os.path.basename(program)}\n" for program in options.programs))
-    modules = CXL_MODULES if machine.cxl_use else ()
+    modules = DEVICE_MODULES if machine.cxl_use else ()
     for module in modules:
         shutil.copy(f"{options.guests}/linux-{options.kernel}/modules/{module}.ko", root / "modules")
     (root / "modules/order").write_text("".join(f"{module}\n" for module in modules))

@@ -59,19 +59,23 @@ MACHINES = {
     ),
 } | {
     f"cxltype3{suffix}": Machine((Node(640, "0-1"),), {}, (_NEAR_ACCESS, Access(0, 1, 150, 50)), use)
-    for suffix, use in (("", "movable"), ("-kernel", "kernel"), ("-devdax", "devdax"))
+    for suffix, use in (("", "movable"), ("-kernel", "kernel"), ("-devdax", "devdax"), ("-persistent", "persistent"))
 }
 
 
-def _cxl_device() -> list[str]:
-    """One volatile CXL type-3 device of 256 MiB behind a host bridge; HMAT's node 1 is its port."""
+def _cxl_device(use: str) -> list[str]:
+    """One CXL type-3 device of 256 MiB behind a host bridge; HMAT's node 1 is its port."""
+    memory = "volatile-memdev=device"
+    if use == "persistent":
+        memory = "persistent-memdev=device,lsa=labels"
     return [
         "-numa", "node,nodeid=1",
         "-object", "acpi-generic-port,id=port,pci-bus=cxl.1,node=1",
         "-object", "memory-backend-ram,id=device,share=on,size=256M",
+        "-object", "memory-backend-ram,id=labels,size=256K",
         "-device", "pxb-cxl,bus_nr=12,bus=pcie.0,id=cxl.1",
         "-device", "cxl-rp,port=0,bus=cxl.1,id=root_port,chassis=0,slot=2",
-        "-device", "cxl-type3,bus=root_port,volatile-memdev=device,id=type3,sn=0xabcd",
+        "-device", f"cxl-type3,bus=root_port,{memory},id=type3,sn=0xabcd",
         "-machine", "cxl-fmw.0.targets.0=cxl.1,cxl-fmw.0.size=1G",
     ]
 
@@ -94,7 +98,7 @@ def emulator_options(machine: Machine) -> list[str]:
     for (source, target), distance in machine.distances.items():
         options += ["-numa", f"dist,src={source},dst={target},val={distance}"]
     if machine.cxl_use:
-        options += _cxl_device()
+        options += _cxl_device(machine.cxl_use)
     for access in machine.hmat:
         row = f"hmat-lb,initiator={access.initiator},target={access.target},hierarchy=memory"
         options += [
