@@ -143,6 +143,7 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
            ReadEnum("binding", c->binding, 1, "0 (identity), 1 (tiered)", o.binding),
            ReadEnum("executor", c->executor, 2, "0 (auto), 1 (openmp), 2 (pool)", o.executor),
            ReadEnum("dtype", c->dtype, 2, "0 (float32), 1 (float16), 2 (bfloat16)", o.dtype),
+           ReadEnum("placement", c->placement, 3, "0 (auto), 1 (role), 2 (proportional), 3 (interleave)", o.placement),
        }) {
     if (!status.ok()) return status;
   }
@@ -161,8 +162,15 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
   o.cxl_bytes = c->cxl_bytes;
   o.dram_node = c->dram_node;
   o.cxl_node = c->cxl_node;
+  o.interleave_dram_weight = c->interleave_dram_weight == 0 ? 1 : c->interleave_dram_weight;
+  o.interleave_cxl_weight = c->interleave_cxl_weight == 0 ? 1 : c->interleave_cxl_weight;
+  if (c->cxl_device != nullptr) o.cxl_device = c->cxl_device;
+  o.dram_gigabytes_per_second = c->dram_gigabytes_per_second;
+  o.cxl_gigabytes_per_second = c->cxl_gigabytes_per_second;
   o.streaming_share = c->streaming_share;
   o.device_gigabytes_per_second = c->device_gigabytes_per_second;
+  o.mover_gigabytes_per_second = c->mover_gigabytes_per_second;
+  o.head_groups = c->head_groups;
   if (c->timeout_seconds != 0) {
     constexpr double kMaxSeconds = 1e6;
     if (!(c->timeout_seconds > 0 && c->timeout_seconds <= kMaxSeconds)) {

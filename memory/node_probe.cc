@@ -11,7 +11,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "memory/arena.h"
 
 namespace hybridgen {
 namespace {
@@ -29,9 +28,8 @@ absl::StatusOr<ReadSpeed> ProbeNode(const Topology& topology, int node, nanoseco
   probe.cpus = NearestCpus(topology, node, options.cpus);
   if (probe.cpus.size() > kMostThreads) probe.cpus.resize(kMostThreads);
 
-  ArenaOptions arena;
+  ArenaOptions arena = options.arena;
   arena.name = absl::StrCat("to measure node ", node);
-  arena.budget = options.budget;
   if (topology.nodes.size() > 1) {  // else all memory is the node's, even where nobody may bind
     arena.node = node;
     arena.binding = NodeBinding::kStrict;

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "memory/arena.h"
 #include "memory/bandwidth_probe.h"
-#include "memory/memory_budget.h"
 #include "memory/memory_node.h"
 
 namespace hybridgen {
@@ -25,9 +25,8 @@ struct NodeProbeOptions {
   // All nodes together. Memory so slow that one piece of 2 MiB takes longer than the node's share exceeds it.
   std::chrono::nanoseconds time_limit = std::chrono::milliseconds(800);
   std::vector<int> cpus = AllowedCpus();  // at most 64 of them are used for a node
-  // As of ArenaOptions and ProbeOptions.
-  std::function<MemoryBudget(int node)> budget = [](int node) { return ReadMemoryBudget(node); };
   std::function<std::chrono::nanoseconds()> now = ProbeOptions().now;
+  ArenaOptions arena;  // name, node and binding are filled in
 };
 
 // By node id. A node's status says why it could not be measured: ResourceExhausted (it has no room for the smallest

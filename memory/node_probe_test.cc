@@ -1,6 +1,7 @@
 // Tests of measuring nodes: which CPUs read, budget and time limit, and this machine's own nodes.
 #include "memory/node_probe.h"
 
+#include <cerrno>
 #include <iostream>
 #include <optional>
 #include <vector>
@@ -8,6 +9,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "memory/fake_memory_policy.h"
+#include "memory/fake_tree.h"
 #include "memory/topology.h"
 
 namespace hybridgen {
@@ -69,7 +72,7 @@ class OneNodeTest : public ::testing::Test {
     topology_.nodes = {Node(0, {0}, {{0, 10}})};
     options_.cpus = {0};
     options_.now = [this] { return time_ += step_; };
-    options_.budget = [this](int node) {
+    options_.arena.budget = [this](int node) {
       EXPECT_EQ(node, -1);
       return MemoryBudget{room_, "a neighbour"};
     };
@@ -94,7 +97,7 @@ TEST_F(OneNodeTest, TheBudgetIsRespected) {
     EXPECT_TRUE(absl::StrContains(status.message(), words)) << status;
   }
   int64_t asked = 0;
-  options_.budget = [&asked](int) { return MemoryBudget{++asked < 15 ? 64 * kMiB : 0, "a neighbour"}; };
+  options_.arena.budget = [&asked](int) { return MemoryBudget{++asked < 15 ? 64 * kMiB : 0, "a neighbour"}; };
   const ReadSpeed speed = Probe().value();
   EXPECT_GE(speed.range_bytes, 2 * kMiB) << "what could be had";
   EXPECT_LT(speed.range_bytes, ProbeBytes(1));
@@ -108,26 +111,57 @@ TEST_F(OneNodeTest, TheTimeLimitBoundsReservingToo) {
   EXPECT_LE(time_, milliseconds(2000));  // the limit, and one sample of each kind after it
 }
 
-TEST_F(OneNodeTest, NodesShareTheTime) {
-  for (int id = 1; id < 4; ++id) topology_.nodes.push_back(Node(id, {}, {}));
-  options_.budget = [](int) { return MemoryBudget{0, "nothing"}; };
-  step_ = milliseconds(1);
-  const auto speeds = ProbeNodes(topology_, options_);
-  ASSERT_EQ(speeds.size(), 4u);
-  for (const auto& [node, speed] : speeds) {
-    EXPECT_EQ(speed.status().code(), absl::StatusCode::kResourceExhausted);
-    EXPECT_TRUE(absl::StrContains(speed.status().message(), absl::StrCat("node ", node))) << speed.status();
-  }
-}
-
 TEST(NodeProbeTest, NoNodesNothingMeasured) { EXPECT_TRUE(ProbeNodes(Topology()).empty()); }
 
-TEST(NodeProbeTest, AbsentNodesAreRefused) {
-  Topology topology;
-  topology.nodes = {Node(700, {0}, {}), Node(701, {0}, {})};
-  for (const auto& [node, speed] : ProbeNodes(topology)) {
-    EXPECT_FALSE(speed.ok()) << "node " << node << " does not exist, so nothing is measured in its name";
+// Three nodes, two of them there, whose pages lie where the pretended kernel says.
+class PretendedNodesTest : public ::testing::Test {
+ protected:
+  PretendedNodesTest() {
+    topology_.nodes = {Node(0, {0}, {}), Node(1, {}, {{0, 20}, {1, 10}}), Node(700, {}, {})};
+    options_.cpus = {0};
+    options_.arena.budget = [](int) { return MemoryBudget(); };
+    options_.arena.calls = &kernel_;
+    tree_.Write("sys/devices/system/node/has_memory", "0-1\n");
+    options_.arena.roots = tree_.roots();
+    options_.now = [this] { return time_ += milliseconds(1); };
   }
+
+  Topology topology_;
+  FakeMemoryPolicy kernel_;
+  FakeTree tree_;
+  NodeProbeOptions options_;
+  nanoseconds time_{0};
+};
+
+TEST_F(PretendedNodesTest, NodesShareTheTimeAndAbsentOnesAreRefused) {
+  const auto speeds = ProbeNodes(topology_, options_);
+  ASSERT_EQ(speeds.size(), 3u);
+  for (const int node : {0, 1}) {
+    const absl::StatusOr<ReadSpeed>& speed = speeds.at(node);
+    ASSERT_TRUE(speed.ok()) << speed.status();
+    EXPECT_LE(speed->seconds, 0.2 + 0.02) << node;
+  }
+  const absl::Status absent = speeds.at(700).status();
+  EXPECT_EQ(absent.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(absl::StrContains(absent.message(), "node 700")) << absent;
+  EXPECT_LE(time_, milliseconds(850));
+}
+
+TEST_F(PretendedNodesTest, APieceThatLiesElsewhereIsNotMeasured) {
+  kernel_.free_pages[1] = 0;
+  const auto speeds = ProbeNodes(topology_, options_);
+  EXPECT_TRUE(speeds.at(0).ok());
+  EXPECT_EQ(speeds.at(1).status().code(), absl::StatusCode::kResourceExhausted) << speeds.at(1).status();
+}
+
+TEST_F(PretendedNodesTest, WhereNobodyMayBindNoNodeIsMeasured) {
+  kernel_.prefer_error = EPERM;
+  for (const auto& [node, speed] : ProbeNodes(topology_, options_)) {
+    if (node == 700) continue;
+    EXPECT_EQ(speed.status().code(), absl::StatusCode::kFailedPrecondition) << node << ": " << speed.status();
+  }
+  topology_.nodes.resize(1);
+  EXPECT_TRUE(ProbeNodes(topology_, options_).at(0).ok()) << "all memory is the only node's";
 }
 
 }  // namespace

@@ -99,11 +99,12 @@ class TreeMutator {
   std::mt19937_64 rng_;
 };
 
-// The recorded trees with a GPU each, and the CXL device's as persistent memory.
+// The recorded trees, and the CXL device's as persistent memory, with a GPU each. The last four have a CXL device.
 inline std::vector<TreeEntries> TreesToDamage() {
   std::vector<TreeEntries> trees;
-  for (const char* name : {"one-6.1", "one-6.12", "nohmat-6.1", "nohmat-6.12", "cxl-6.1", "cxl-6.12", "2s-cxl-6.1",
-                           "2s-cxl-6.12", "hbm-cxl-6.1", "hbm-cxl-6.12", "cxltype3-6.12"}) {
+  for (const char* name :
+       {"one-6.1", "one-6.12", "nohmat-6.1", "nohmat-6.12", "cxl-6.1", "cxl-6.12", "2s-cxl-6.1", "2s-cxl-6.12",
+        "hbm-cxl-6.1", "hbm-cxl-6.12", "cxltype3-kernel-6.12", "cxltype3-devdax-6.12", "cxltype3-6.12"}) {
     trees.push_back(ReadRecordedTree(name));
   }
   TreeEntries persistent = trees.back();

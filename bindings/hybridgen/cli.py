@@ -39,7 +39,7 @@ def info() -> None:
 def stats(
     file: Annotated[pathlib.Path, typer.Argument(help="A file that HYBRIDGEN_STATS named.")],
 ) -> None:
-    """Prints the tiers of a statistics file."""
+    """Prints the tiers of a statistics file, and where their memory lies."""
     from hybridgen import report
 
     try:
@@ -48,6 +48,8 @@ def stats(
         raise typer.BadParameter(str(error)) from None
     title = f"{statistics['device_kind']} device kind, {statistics['binding']} binding, process {statistics['pid']}"
     _console.print(report.tier_table(statistics, title))
+    if (table := report.arena_table(statistics)) is not None:
+        _console.print(table)
 
 
 @app.command()

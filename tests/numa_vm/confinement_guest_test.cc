@@ -1,0 +1,91 @@
+// In a guest: processes that may not use every node, or may not ask the kernel about nodes at all.
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+#include "memory/arena.h"
+#include "tests/numa_vm/guest.h"
+
+namespace hybridgen {
+namespace {
+
+constexpr int64_t kBytes = int64_t{4} << 20;
+
+std::string MakeArena(int node, NodeBinding binding) {
+  ArenaOptions options;
+  options.name = "guest";
+  options.node = node;
+  options.binding = binding;
+  const auto arena = Arena::Create(kBytes, options);
+  return arena.ok() ? absl::StrCat("made", (*arena)->note().empty() ? "" : ": ", (*arena)->note())
+                    : arena.status().ToString();
+}
+
+TEST(ConfinementGuestTest, ANodeOutsideTheCpusetIsRefusedByName) {
+  if (FarNode() == kNoNode) GTEST_SKIP() << "one memory node";
+  const std::string root = "/sys/fs/cgroup";
+  const std::string group = root + "/home_node_only";
+  WriteFile(root + "/cgroup.subtree_control", "+cpuset");
+  ASSERT_EQ(mkdir(group.c_str(), 0755), 0) << strerror(errno);
+  WriteFile(group + "/cpuset.mems", std::to_string(HomeNode()));
+  for (const NodeBinding binding : {NodeBinding::kAdvisory, NodeBinding::kStrict}) {
+    const std::string said = InChild([&group, binding] {
+      WriteFile(group + "/cgroup.procs", std::to_string(getpid()));
+      return MakeArena(HomeNode(), binding) + "; " + MakeArena(FarNode(), binding);
+    });
+    EXPECT_TRUE(absl::StartsWith(said, "made; INVALID_ARGUMENT")) << said;
+    EXPECT_TRUE(absl::StrContains(said, absl::StrCat("node ", FarNode()))) << said;
+    EXPECT_TRUE(absl::StrContains(said, "cpuset")) << said;
+  }
+  EXPECT_EQ(rmdir(group.c_str()), 0) << strerror(errno);
+}
+
+// Answers every call about nodes with EPERM, as containers do.
+void ForbidMemoryPolicy() {
+  sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mbind, 5, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_set_mempolicy, 4, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_get_mempolicy, 3, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_move_pages, 2, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_migrate_pages, 1, 0),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+  };
+  const sock_fprog program = {sizeof(filter) / sizeof(filter[0]), filter};
+  EXPECT_EQ(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+  EXPECT_EQ(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), 0) << strerror(errno);
+}
+
+TEST(ConfinementGuestTest, WithoutPermissionAnAdvisoryArenaIsUnboundAndSaysSoInOneLine) {
+  const int node = FarNode() != kNoNode ? FarNode() : HomeNode();
+  const std::string advisory = InChild([node] {
+    ForbidMemoryPolicy();
+    return MakeArena(node, NodeBinding::kAdvisory);
+  });
+  EXPECT_TRUE(absl::StartsWith(advisory, "made: ")) << advisory;
+  EXPECT_TRUE(absl::StrContains(advisory, "no NUMA control")) << advisory;
+  EXPECT_FALSE(absl::StrContains(advisory, "\n")) << advisory;
+  const std::string strict = InChild([node] {
+    ForbidMemoryPolicy();
+    return MakeArena(node, NodeBinding::kStrict);
+  });
+  EXPECT_TRUE(absl::StartsWith(strict, "FAILED_PRECONDITION")) << strict;
+  EXPECT_TRUE(absl::StrContains(strict, "Operation not permitted")) << strict;
+}
+
+}  // namespace
+}  // namespace hybridgen
