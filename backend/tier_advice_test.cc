@@ -178,6 +178,14 @@ TEST(TierAdviceTest, ACxlDeviceAsNodeAndMapped) {
   EXPECT_EQ(advice.spread, SpreadKind::kRolePriority) << "nobody knows how fast it reads before it is bound";
   const std::string size = absl::StrCat(*advice.cxl.bytes >> 20, "M");
   EXPECT_EQ(advice.settings, (Settings{{"HYBRIDGEN_CXL_DEVICE", "/dev/dax0.0"}, {"HYBRIDGEN_CXL", size}}));
+  mapped.states[0].speed = Speed(150, 95);
+  advice = Advise(mapped.topology, mapped.states, {{"dax0.0", Speed(15, 310)}});
+  EXPECT_EQ(advice.cxl.source, SpeedSource::kMeasured);
+  EXPECT_EQ(advice.cxl.nanoseconds, 310);
+  EXPECT_NEAR(*advice.value_share_on_cxl, 2 * 15.0 / (15.0 + 150), 1e-12);
+  advice = Advise(mapped.topology, mapped.states, {{"dax0.0", absl::FailedPreconditionError("held")}});
+  EXPECT_TRUE(Warns(advice, {"/dev/dax0.0 was not measured: held"}));
+  EXPECT_EQ(advice.spread, SpreadKind::kRolePriority);
   mapped.topology.dax_devices[0].performance = {16000, 302, "access1/"};
   advice = Advise(mapped);
   EXPECT_EQ(advice.cxl.nanoseconds, 302);

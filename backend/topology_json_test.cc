@@ -58,7 +58,7 @@ TEST(TopologyJsonTest, WhatIsKnownIsTold) {
   node.kernel_tier = 27;
   node.movable_only = MovableOnly::kYes;
   topology.nodes = {node};
-  topology.dax_devices = {{"dax0.0", MemoryKind::kCxl, "\xff", DaxUse::kMapped, 3, 8192, {}}};
+  topology.dax_devices = {{"dax0.0", MemoryKind::kCxl, "\xff", DaxUse::kMapped, 3, 8192, 4096, {}}};
   topology.gpus = {{"0000:18:00.0", "0x10de", "0x2330", 1}};
   const Json json = Json::parse(ToJson(topology, {}));
   EXPECT_EQ(json["version"], 1);
@@ -102,7 +102,14 @@ TEST(TopologyJsonTest, MeasurementsAndAdvice) {
   speed.disturbed = true;
   states[1].speed = speed;
   states[2].speed = absl::ResourceExhaustedError("no room");
-  const Json json = Json::parse(ToJson(topology, states));
+  topology.dax_devices = {{"dax0.0", MemoryKind::kCxl, "", DaxUse::kMapped, 3, 8192, 4096, {}},
+                          {"dax0.1", MemoryKind::kCxl, "", DaxUse::kMapped, 3, 8192, 4096, {}}};
+  speed.bytes_per_second = 20e9;
+  speed.disturbed = false;
+  const DeviceSpeeds devices = {{"dax0.0", speed}, {"dax0.1", absl::FailedPreconditionError("held")}};
+  const Json json = Json::parse(ToJson(topology, states, devices));
+  EXPECT_EQ(json["dax_devices"][0]["measured"]["read_megabytes_per_second"], 20000);
+  EXPECT_TRUE(json["dax_devices"][1]["measured"].is_null());
   EXPECT_EQ(json["nodes"][0]["measured"], (Json{{"read_megabytes_per_second", 300000},
                                                 {"read_nanoseconds", 100},
                                                 {"threads", 32},
@@ -114,8 +121,8 @@ TEST(TopologyJsonTest, MeasurementsAndAdvice) {
   EXPECT_EQ(json["nodes"][1]["measured"]["disturbed"], true);
   EXPECT_TRUE(json["nodes"][2]["measured"].is_null());
   EXPECT_EQ(json["measurement"],
-            "DRAM node 0: 300.0 GB/s, 100 ns; CXL node 1: 30.0 GB/s, 100 ns (disturbed); measured in 0.50 s with 32 "
-            "threads");
+            "DRAM node 0: 300.0 GB/s, 100 ns; CXL node 1: 30.0 GB/s, 100 ns (disturbed); CXL device dax0.0: 20.0 "
+            "GB/s, 100 ns; measured in 0.75 s with 32 threads");
   const Json& advice = json["advice"];
   EXPECT_EQ(advice["dram"]["nodes"], Json({0}));
   EXPECT_EQ(advice["dram"]["bytes"], 4 << 20);
@@ -127,7 +134,8 @@ TEST(TopologyJsonTest, MeasurementsAndAdvice) {
   EXPECT_EQ(advice["placement"], "proportional");
   EXPECT_NEAR(advice["value_share_on_cxl"].get<double>(), 60.0 / 330, 1e-6);
   EXPECT_EQ(advice["settings"], (Json{{"HYBRIDGEN_DRAM_NODE", "0"}, {"HYBRIDGEN_CXL_NODE", "1"}}));
-  EXPECT_EQ(advice["warnings"].size(), 2u) << "disturbed; not measured: " << advice["warnings"];
+  EXPECT_EQ(advice["warnings"].size(), 4u)
+      << "one of three is taken; node 1 disturbed; node 2 and dax0.1 not measured: " << advice["warnings"];
 }
 
 TEST(TopologyJsonTest, AdviceOnAnUnknownMachineIsNull) {

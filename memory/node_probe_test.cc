@@ -2,13 +2,17 @@
 #include "memory/node_probe.h"
 
 #include <cerrno>
+#include <fstream>
 #include <iostream>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "memory/fake_dax_device.h"
 #include "memory/fake_memory_policy.h"
 #include "memory/fake_tree.h"
 #include "memory/topology.h"
@@ -51,7 +55,7 @@ TEST(NodeProbeTest, TheNearestNodesCpusRead) {
 TEST(NodeProbeTest, ThisMachinesNodes) {
   const Topology topology = ReadTopology();
   if (topology.nodes.empty()) GTEST_SKIP() << "sysfs lists no memory nodes here";
-  const std::map<int, absl::StatusOr<ReadSpeed>> speeds = ProbeNodes(topology);
+  const NodeSpeeds speeds = ProbeMemory(topology).nodes;
   ASSERT_EQ(speeds.size(), topology.nodes.size());
   for (const auto& [node, speed] : speeds) {
     if (speed.status().code() == absl::StatusCode::kResourceExhausted) continue;  // a node may be full
@@ -78,7 +82,7 @@ class OneNodeTest : public ::testing::Test {
     };
   }
 
-  absl::StatusOr<ReadSpeed> Probe() { return ProbeNodes(topology_, options_).at(0); }
+  absl::StatusOr<ReadSpeed> Probe() { return ProbeMemory(topology_, options_).nodes.at(0); }
 
   Topology topology_;
   NodeProbeOptions options_;
@@ -111,7 +115,7 @@ TEST_F(OneNodeTest, TheTimeLimitBoundsReservingToo) {
   EXPECT_LE(time_, milliseconds(2000));  // the limit, and one sample of each kind after it
 }
 
-TEST(NodeProbeTest, NoNodesNothingMeasured) { EXPECT_TRUE(ProbeNodes(Topology()).empty()); }
+TEST(NodeProbeTest, NoNodesNothingMeasured) { EXPECT_TRUE(ProbeMemory(Topology()).nodes.empty()); }
 
 // Three nodes, two of them there, whose pages lie where the pretended kernel says.
 class PretendedNodesTest : public ::testing::Test {
@@ -134,7 +138,7 @@ class PretendedNodesTest : public ::testing::Test {
 };
 
 TEST_F(PretendedNodesTest, NodesShareTheTimeAndAbsentOnesAreRefused) {
-  const auto speeds = ProbeNodes(topology_, options_);
+  const NodeSpeeds speeds = ProbeMemory(topology_, options_).nodes;
   ASSERT_EQ(speeds.size(), 3u);
   for (const int node : {0, 1}) {
     const absl::StatusOr<ReadSpeed>& speed = speeds.at(node);
@@ -149,19 +153,57 @@ TEST_F(PretendedNodesTest, NodesShareTheTimeAndAbsentOnesAreRefused) {
 
 TEST_F(PretendedNodesTest, APieceThatLiesElsewhereIsNotMeasured) {
   kernel_.free_pages[1] = 0;
-  const auto speeds = ProbeNodes(topology_, options_);
+  const NodeSpeeds speeds = ProbeMemory(topology_, options_).nodes;
   EXPECT_TRUE(speeds.at(0).ok());
   EXPECT_EQ(speeds.at(1).status().code(), absl::StatusCode::kResourceExhausted) << speeds.at(1).status();
 }
 
 TEST_F(PretendedNodesTest, WhereNobodyMayBindNoNodeIsMeasured) {
   kernel_.prefer_error = EPERM;
-  for (const auto& [node, speed] : ProbeNodes(topology_, options_)) {
+  for (const auto& [node, speed] : ProbeMemory(topology_, options_).nodes) {
     if (node == 700) continue;
     EXPECT_EQ(speed.status().code(), absl::StatusCode::kFailedPrecondition) << node << ": " << speed.status();
   }
   topology_.nodes.resize(1);
-  EXPECT_TRUE(ProbeNodes(topology_, options_).at(0).ok()) << "all memory is the only node's";
+  EXPECT_TRUE(ProbeMemory(topology_, options_).nodes.at(0).ok()) << "all memory is the only node's";
+}
+
+TEST(DeviceProbeTest, MappedCxlDevicesAreReadAndNotWritten) {
+  FakeTree tree;
+  constexpr int64_t kBytes = 8 * kMiB;
+  MakeDaxDevice(tree, "dax0.0", kBytes, 2 * kMiB, 1);
+  MakeDaxDevice(tree, "dax0.1", kBytes, 2 * kMiB, 1);
+  const std::string path = tree.root() + "/dev/dax0.0";
+  {
+    std::fstream content(path, std::ios::in | std::ios::out);
+    content << "what was there";
+  }
+  Topology topology;
+  for (const auto& [kind, use] :
+       {std::pair(MemoryKind::kCxl, DaxUse::kMapped), std::pair(MemoryKind::kCxl, DaxUse::kNode),
+        std::pair(MemoryKind::kPersistent, DaxUse::kMapped), std::pair(MemoryKind::kCxl, DaxUse::kMapped)}) {
+    DaxDevice device;
+    device.name = absl::StrCat("dax0.", topology.dax_devices.size());
+    device.kind = kind;
+    device.use = use;
+    device.bytes = kBytes;
+    topology.dax_devices.push_back(device);
+  }
+  nanoseconds time{0};
+  NodeProbeOptions options;
+  options.cpus = {0};
+  options.now = [&time] { return time += nanoseconds(1000); };
+  options.device_directory = tree.root() + "/dev/";
+  options.arena.roots = tree.roots();
+  const DeviceSpeeds speeds = ProbeMemory(topology, options).devices;
+  ASSERT_EQ(speeds.size(), 2u) << "what is a node's, or persistent, is left alone";
+  const absl::StatusOr<ReadSpeed>& speed = speeds.at("dax0.0");
+  ASSERT_TRUE(speed.ok()) << speed.status();
+  EXPECT_EQ(speed->range_bytes, kBytes) << "all of it, as it is small";
+  EXPECT_EQ(speeds.at("dax0.3").status().code(), absl::StatusCode::kNotFound) << speeds.at("dax0.3").status();
+  std::string words(14, ' ');
+  std::ifstream(path).read(words.data(), words.size());
+  EXPECT_EQ(words, "what was there");
 }
 
 }  // namespace
