@@ -102,6 +102,7 @@ def test_command_prints_the_tiers_to_use(root):
 def test_the_settings_it_advises_are_accepted(root):
     settings = json.loads(_core.topology_json(str(root), "2:cxl"))["advice"]["settings"]
     assert config.load(settings).cxl_node == 2
+    assert config.load({"HYBRIDGEN_CXL_DEVICE": "/dev/dax0.0", "HYBRIDGEN_CXL": "128M"}).cxl_device == "/dev/dax0.0"
 
 
 def test_tiers_that_are_devices_or_several_nodes():
