@@ -51,9 +51,9 @@ class Pacer {
   void Finish() { clock_.sleep_until(Take(0, clock_.now())); }
 
  private:
-  // Time in which a call read other media and that it can make up for: stands for the reads that a processor keeps in
-  // flight to several media at once.
-  static constexpr std::chrono::milliseconds kCredit{1};
+  // Time of a call without reads of this medium that it can make up for: stands for the reads that a processor keeps in
+  // flight to several media at once, and covers threads that are woken late.
+  static constexpr std::chrono::milliseconds kCredit{5};
   // Shorter sleeps cost more than they are long.
   static constexpr std::chrono::microseconds kSlack{100};
 

@@ -58,7 +58,7 @@ TEST(TopologyJsonTest, WhatIsKnownIsTold) {
   node.kernel_tier = 27;
   node.movable_only = MovableOnly::kYes;
   topology.nodes = {node};
-  topology.dax_devices = {{"dax0.0", MemoryKind::kCxl, "\xff", DaxUse::kMapped, 3, 8192, 4096, {}}};
+  topology.dax_devices = {{"dax0.0", MemoryKind::kCxl, "\xff", DaxUse::kMapped, 3, 8192, {}, {}}};
   topology.gpus = {{"0000:18:00.0", "0x10de", "0x2330", 1}};
   const Json json = Json::parse(ToJson(topology, {}));
   EXPECT_EQ(json["version"], 1);
@@ -102,8 +102,8 @@ TEST(TopologyJsonTest, MeasurementsAndAdvice) {
   speed.disturbed = true;
   states[1].speed = speed;
   states[2].speed = absl::ResourceExhaustedError("no room");
-  topology.dax_devices = {{"dax0.0", MemoryKind::kCxl, "", DaxUse::kMapped, 3, 8192, 4096, {}},
-                          {"dax0.1", MemoryKind::kCxl, "", DaxUse::kMapped, 3, 8192, 4096, {}}};
+  topology.dax_devices = {{"dax0.0", MemoryKind::kCxl, "", DaxUse::kMapped, 3, 8192, {}, {}},
+                          {"dax0.1", MemoryKind::kCxl, "", DaxUse::kMapped, 3, 8192, {}, {}}};
   speed.bytes_per_second = 20e9;
   speed.disturbed = false;
   const DeviceSpeeds devices = {{"dax0.0", speed}, {"dax0.1", absl::FailedPreconditionError("held")}};
