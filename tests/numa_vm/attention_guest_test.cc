@@ -70,7 +70,7 @@ TEST_P(EngineGuestTest, RandomStepsEqualTheOracleWhilePagesMigrate) {
   options.cxl_node = FarNode();
   options.cxl_device = FarDevice();
   options.timeout = absl::Minutes(5);
-  const uint32_t seed = TestSeed("//tests/numa_vm:attention_guest_test", 20261124);
+  const uint32_t seed = TestSeed(GuestTarget().c_str(), 20261124);
   Engine engine(shape, options, /*device_pages=*/6, /*num_blocks=*/49, /*drafts=*/3, seed);
   ASSERT_TRUE(engine.ok());
   for (int step = 0; step < 60 && !HasFailure(); ++step) engine.Step(step % 7 == 0 ? 150 : 40);

@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <sstream>
@@ -16,6 +17,11 @@
 #include "gtest/gtest.h"
 
 namespace hybridgen {
+
+std::string GuestTarget() {
+  const char* const machine = getenv("GUEST_MACHINE");
+  return std::string("//tests/numa_vm:") + (machine != nullptr ? machine : "guest");
+}
 
 int HomeNode() {
   for (int node = 0; node <= numa_max_node(); ++node) {

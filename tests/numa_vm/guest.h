@@ -11,6 +11,9 @@ namespace hybridgen {
 
 constexpr int kNoNode = -1;
 
+// The Bazel target that booted this guest, for messages that say how to repeat a test.
+std::string GuestTarget();
+
 // The first node with CPUs.
 int HomeNode();
 // The last node with memory and no CPUs: CXL or what stands for it; kNoNode on a machine with one node.

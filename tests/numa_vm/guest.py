@@ -23,6 +23,8 @@ import machines  # pylint: disable=wrong-import-position
 # Of memory devices, in the order in which they must be loaded.
 DEVICE_MODULES = ("libnvdimm", "device_dax", "kmem", "dax_hmem", "dax_cxl", "dax_pmem", "cxl_acpi", "cxl_pmem", "cxl_pci",
                   "cxl_mem")
+# What a guest's programs learn of the environment of this one: how to repeat a test, and which tests to run.
+PASSED_ON = ("HYBRIDGEN_TEST_SEED", "TESTBRIDGE_TEST_ONLY")
 # Guests take seconds. This is for a machine that is busy with other work, and ends one that hangs.
 TIMEOUT_SECONDS = 800
 
@@ -85,11 +87,14 @@ def emulator(options: argparse.Namespace, machine: machines.Machine) -> list[str
 def boot(folder: pathlib.Path, options: argparse.Namespace, machine: machines.Machine) -> pathlib.Path:
     """Runs the guest to its end; returns the folder of what it left. Its console goes to standard output."""
     kernel = need(f"{options.guests}/linux-{options.kernel}/vmlinuz", f"Debian's cloud kernel {options.kernel}")
+    # The kernel hands options that it does not know to the first process, as its environment.
+    environment = {"GUEST_MACHINE": f"{options.machine}-{options.kernel}", "CXL_USE": machine.cxl_use}
+    environment |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     command = emulator(options, machine) + [
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", "tcg,thread=single",
         *machines.emulator_options(machine),
         "-kernel", kernel, "-initrd", str(write_initramfs(folder, options, machine)),
-        "-append", f"{machines.KERNEL_OPTIONS} GUEST_MACHINE={options.machine}-{options.kernel} CXL_USE={machine.cxl_use}",
+        "-append", " ".join([machines.KERNEL_OPTIONS, *(f"{name}={value}" for name, value in environment.items())]),
         "-serial", "stdio", "-serial", f"file:{folder}/results.tar",
     ]
     started = time.monotonic()
