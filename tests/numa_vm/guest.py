@@ -64,7 +64,7 @@ def write_initramfs(folder: pathlib.Path, options: argparse.Namespace, machine: 
         subprocess.run(["strip", "-o", target, os.path.realpath(source)], check=True)  # memory of the guest is scarce
         shutil.copymode(source, target)
     (root / "tests/tests").write_text("".join(f"{os.path.basename(program)}\n" for program in options.programs))
-    modules = DEVICE_MODULES if machine.cxl_use else ()
+    modules = DEVICE_MODULES if machine.has_memory_devices else ()
     for module in modules:
         shutil.copy(f"{options.guests}/linux-{options.kernel}/modules/{module}.ko", root / "modules")
     (root / "modules/order").write_text("".join(f"{module}\n" for module in modules))
@@ -94,7 +94,7 @@ def boot(folder: pathlib.Path, options: argparse.Namespace, machine: machines.Ma
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", "tcg,thread=single",
         *machines.emulator_options(machine),
         "-kernel", kernel, "-initrd", str(write_initramfs(folder, options, machine)),
-        "-append", " ".join([machines.KERNEL_OPTIONS, *(f"{name}={value}" for name, value in environment.items())]),
+        "-append", " ".join([machines.kernel_options(machine), *(f"{name}={value}" for name, value in environment.items())]),
         "-serial", "stdio", "-serial", f"file:{folder}/results.tar",
     ]
     started = time.monotonic()
@@ -126,9 +126,12 @@ def suites_of(program: str, results: pathlib.Path) -> list[ElementTree.Element]:
     name = os.path.basename(program)
     try:
         status = (results / f"{name}.status").read_text().strip()
+    except FileNotFoundError:
+        return [one_case(name, "failure", "the guest ended before this program did")]
+    try:
         suites = list(ElementTree.parse(results / f"{name}.xml").getroot())
-    except (FileNotFoundError, ElementTree.ParseError) as error:
-        return [one_case(name, "failure", f"left no result: {error}")]
+    except (FileNotFoundError, ElementTree.ParseError):
+        return [one_case(name, "failure", f"exited with {status} and left no results")]
     failed = any(case.find("failure") is not None for suite in suites for case in suite)
     if status != "0" and not failed:
         suites.append(one_case(name, "failure", f"exited with {status}"))
