@@ -9,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "memory/expected_machines.h"
 #include "memory/fake_tree.h"
 #include "memory/recorded_tree.h"
 #include "memory/topology.h"
@@ -174,22 +175,10 @@ Topology Read(const Entries& entries) {
   return ReadTopology(tree.roots());
 }
 
-// The recorded trees with a GPU each, and the CXL device's as persistent memory.
+// The recorded trees with a GPU each.
 std::vector<Entries> Originals() {
   std::vector<Entries> trees;
-  for (const char* name :
-       {"one-6.1", "one-6.12", "nohmat-6.1", "nohmat-6.12", "cxl-6.1", "cxl-6.12", "2s-cxl-6.1", "2s-cxl-6.12",
-        "hbm-cxl-6.1", "hbm-cxl-6.12", "cxltype3-kernel-6.12", "cxltype3-devdax-6.12", "cxltype3-6.12"}) {
-    trees.push_back(ReadRecordedTree(name));
-  }
-  Entries persistent = trees.back();
-  for (TreeEntry& entry : persistent) {
-    for (std::string* text : {&entry.path, &entry.content}) {
-      *text = absl::StrReplaceAll(*text, {{"decoder0.0/region0/dax_region0", "nvdimm-bridge0/ndbus0/region0/dax0.0"}});
-    }
-    if (absl::EndsWith(entry.path, "/region0/mode")) entry.content = "pmem\n";
-  }
-  trees.push_back(persistent);
+  for (const ExpectedMachine& machine : ExpectedMachines()) trees.push_back(ReadRecordedTree(machine.name));
   for (Entries& entries : trees) {
     for (const auto& [file, content] :
          {std::pair("class", "0x030200\n"), std::pair("vendor", "0x10de\n"), std::pair("numa_node", "0\n")}) {
@@ -206,7 +195,6 @@ TEST(TopologyMutationTest, DamagedTreesNeverMislead) {
   const std::vector<Entries> originals = Originals();
   std::vector<Topology> truths;
   for (const Entries& entries : originals) truths.push_back(Read(entries));
-  ASSERT_EQ(truths.back().nodes.at(1).kind, MemoryKind::kPersistent);
 
   Mutator mutator(seed);
   int known = 0;

@@ -37,6 +37,9 @@ int64_t OutOfMemoryKills();
 // Runs `body` in a child process and returns its text, or how the child ended ("killed by signal 9").
 std::string InChild(const std::function<std::string()>& body);
 
+// From now on the kernel answers this process's calls about nodes with EPERM, as in many containers.
+void ForbidMemoryPolicy();
+
 void WriteFile(const std::string& path, const std::string& text);
 
 }  // namespace hybridgen
