@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "backend/hybridgen.h"
 #include "backend/paged_attention_backend.h"
@@ -198,6 +199,18 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
 hybridgen::TensorView View(const hg_tensor* tensor) {
   if (tensor == nullptr) return {};
   return {tensor->data, tensor->token_stride, tensor->head_stride};
+}
+
+// Copies the text that `read` returns; a wrong buffer is refused before anything is read.
+hg_status GiveTopology(char* buffer, size_t capacity, size_t* needed,
+                       absl::FunctionRef<absl::StatusOr<std::string>()> read) {
+  return Guard("memory topology", [&]() -> absl::Status {
+    if (absl::Status status = CheckBuffer("memory topology", buffer, capacity, needed); !status.ok()) return status;
+    const absl::StatusOr<std::string> json = read();
+    if (!json.ok()) return json.status();
+    CopyText(*json, buffer, capacity, needed);
+    return absl::OkStatus();
+  });
 }
 
 }  // namespace
@@ -398,14 +411,14 @@ hg_status hg_backend_stats_json(hg_backend* backend, char* buffer, size_t capaci
 
 hg_status hg_topology_json(const char* root, const char* override_kinds, char* buffer, size_t capacity,
                            size_t* needed) {
-  return Guard("memory topology", [&]() -> absl::Status {
-    if (absl::Status status = CheckBuffer("memory topology", buffer, capacity, needed); !status.ok()) return status;
-    const absl::StatusOr<std::string> json =
-        hybridgen::TopologyJson(root == nullptr ? "" : root, override_kinds == nullptr ? "" : override_kinds);
-    if (!json.ok()) return json.status();
-    CopyText(*json, buffer, capacity, needed);
-    return absl::OkStatus();
+  return GiveTopology(buffer, capacity, needed, [&] {
+    return hybridgen::TopologyJson(root == nullptr ? "" : root, override_kinds == nullptr ? "" : override_kinds);
   });
+}
+
+hg_status hg_topology_measured_json(const char* override_kinds, char* buffer, size_t capacity, size_t* needed) {
+  return GiveTopology(buffer, capacity, needed,
+                      [&] { return hybridgen::MeasuredTopologyJson(override_kinds == nullptr ? "" : override_kinds); });
 }
 
 hg_status hg_backend_set_streaming_share(hg_backend* backend, double share) {

@@ -1,6 +1,7 @@
 // Tests of the host tiers' memory on pretended machines: nodes, a DAX device, a registrar that refuses.
 #include "backend/host_tiers.h"
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 #include <string>
@@ -41,7 +42,7 @@ HostTiersOptions SomePages(Machine& machine) {
     options.dram_pages[Index(role)] = 40;
     options.cxl_pages[Index(role)] = 20;
   }
-  options.dram_node = 0;
+  options.dram_nodes = {0};
   options.cxl_node = 1;
   return options;
 }
@@ -93,6 +94,49 @@ TEST(HostTiersTest, PagesDoNotOverlapAndLieInTheirArena) {
     EXPECT_GE(*next - *at, static_cast<uint64_t>(tiers->options().page_bytes[0]));
   }
 }
+
+// Two groups on two nodes; the far tier is memory of node 1 or a device with coarse alignment.
+class HeadGroupTiersTest : public testing::TestWithParam<const char*> {};
+
+TEST_P(HeadGroupTiersTest, TheSamePageOfEachGroupIsAStrideAwayOnTheGroupsNode) {
+  Machine machine;
+  HostTiersOptions options = SomePages(machine);
+  options.page_bytes[0] = options.page_bytes[1] = 2 * 3 * 4096;
+  options.dram_nodes = {1, 0};
+  if (std::string(GetParam()) == "device") {
+    options.cxl_node = -1;
+    options.cxl_device = MakeDaxDevice(machine.tree, "dax0.0", 16 * kMiB, 4 * kMiB, /*target_node=*/1);
+  }
+  const absl::StatusOr<std::unique_ptr<HostTiers>> created = HostTiers::Create(options);
+  ASSERT_TRUE(created.ok()) << created.status();
+  const HostTiers& tiers = **created;
+  ASSERT_EQ(tiers.arenas().size(), 8u);
+  constexpr int64_t kPart = 3 * 4096;  // of a page, in one group
+  std::set<uint64_t> addresses;
+  for (const TierArena& arena : tiers.arenas()) {
+    const bool cxl = arena.tier == Tier::kCxl;
+    EXPECT_EQ(arena.memory->node(), cxl ? 1 : options.dram_nodes[arena.head_group]);
+    EXPECT_EQ(arena.memory->VerifyPlacement(0)->pages_elsewhere, 0);
+    const uint64_t begin = reinterpret_cast<uint64_t>(arena.memory->data());
+    for (int32_t page = 0; page < (cxl ? 20 : 40); ++page) {
+      const uint64_t address =
+          tiers.Address(arena.role, {arena.tier, page}) + arena.head_group * tiers.head_group_stride();
+      EXPECT_GE(address, begin);
+      EXPECT_LE(address + kPart, begin + arena.memory->bytes());
+      addresses.insert(address);
+      std::memset(reinterpret_cast<void*>(address), 1, kPart);
+    }
+  }
+  EXPECT_EQ(addresses.size(), 240u);
+  for (auto next = addresses.begin(), at = next++; next != addresses.end(); at = next++) EXPECT_GE(*next - *at, kPart);
+  for (int group = 0; group < 2; ++group) {
+    const char* zeros = reinterpret_cast<const char*>(tiers.ZeroPage() + group * tiers.head_group_stride());
+    EXPECT_EQ(std::count(zeros, zeros + kPart, 0), kPart);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(FarTier, HeadGroupTiersTest, testing::Values("node", "device"),
+                         [](const auto& info) { return std::string(info.param); });
 
 TEST(HostTiersTest, ADeviceIsTheCxlTierRoleBehindRole) {
   Machine machine;

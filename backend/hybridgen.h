@@ -210,11 +210,16 @@ HG_EXPORT hg_status hg_backend_stats_json(hg_backend* backend, char* buffer, siz
 /* Sets the streaming share f for the steps planned from now on. */
 HG_EXPORT hg_status hg_backend_set_streaming_share(hg_backend* backend, double share);
 
-/* The machine's memory nodes, memory devices and GPUs as JSON (docs/topology.md); needs no backend. root: directory
- * that holds sys and proc, null: this machine's. override_kinds: kinds that the operator says, such as "2:cxl,3:hbm",
- * null: none. The buffer is as hg_backend_stats_json's. */
+/* The machine's memory nodes, memory devices and GPUs, and which of them the tiers should take, as JSON
+ * (docs/topology.md); needs no backend. root: directory that holds sys and proc, null: this machine's. override_kinds:
+ * kinds that the operator says, such as "2:cxl,3:hbm", null: none. The buffer is as hg_backend_stats_json's. */
 HG_EXPORT hg_status hg_topology_json(const char* root, const char* override_kinds, char* buffer, size_t capacity,
                                      size_t* needed);
+
+/* The same of this machine, with its nodes measured: up to a second at every call. A first call with a buffer of some
+ * hundred KiB saves the second. */
+HG_EXPORT hg_status hg_topology_measured_json(const char* override_kinds, char* buffer, size_t capacity,
+                                              size_t* needed);
 
 #ifdef __cplusplus
 } /* extern "C" */

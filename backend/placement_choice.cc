@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "memory/arena.h"
+#include "memory/bandwidth_probe.h"
 #include "memory/node_probe.h"
 #include "scheduler/cost_model.h"
 
@@ -16,6 +17,27 @@ namespace hybridgen {
 namespace {
 
 constexpr size_t kMostProbeThreads = 64;
+
+constexpr std::chrono::milliseconds kTimeLimit{200};
+
+absl::StatusOr<double> MeasureMemory(const BackendOptions& options, std::vector<int> cpus, int node,
+                                     const std::string& device, std::chrono::nanoseconds time_limit) {
+  if (options.num_threads > 0) cpus.resize(std::min<size_t>(cpus.size(), options.num_threads));
+  cpus.resize(std::min(cpus.size(), kMostProbeThreads));
+  ArenaOptions arena;
+  arena.name = "measurement";
+  arena.node = node;
+  arena.dax_device = device;
+  absl::StatusOr<std::unique_ptr<Arena>> memory =
+      Arena::Create(ProbeBytes(std::max<int>(1, static_cast<int>(cpus.size()))), arena);
+  if (!memory.ok()) return memory.status();
+  ProbeOptions probe;
+  probe.cpus = std::move(cpus);
+  probe.time_limit = time_limit;
+  absl::StatusOr<ReadSpeed> speed = ProbeRange({{(*memory)->data(), static_cast<size_t>((*memory)->bytes())}}, probe);
+  if (!speed.ok()) return speed.status();
+  return speed->bytes_per_second;
+}
 
 ChosenPlacement RolePriority(std::string reason) { return {PlacementPolicy::kRolePriority, 0, std::move(reason)}; }
 
@@ -25,9 +47,9 @@ absl::StatusOr<double> Rate(const BackendOptions& options, Tier tier, const Meas
       1e9 * (tier == Tier::kDram ? options.dram_gigabytes_per_second : options.cxl_gigabytes_per_second);
   double rate = paced;
   if (paced == 0) {
-    absl::StatusOr<ReadSpeed> speed = measure(tier);
-    if (!speed.ok()) return speed.status();
-    rate = speed->bytes_per_second;
+    absl::StatusOr<double> measured = measure(tier);
+    if (!measured.ok()) return measured.status();
+    rate = *measured;
   }
   absl::StrAppendFormat(&reason, "%s%s %.1f GB/s %s", reason.empty() ? "" : ", ", tier == Tier::kDram ? "DRAM" : "CXL",
                         1e-9 * rate, paced == 0 ? "measured" : "paced");
@@ -55,19 +77,21 @@ absl::StatusOr<ChosenPlacement> Proportional(const BackendOptions& options, int6
 
 }  // namespace
 
-absl::StatusOr<ReadSpeed> MeasureTierSpeed(const BackendOptions& options, Tier tier) {
-  ProbeOptions probe;
-  probe.cpus = options.cpus.empty() ? AllowedCpus() : options.cpus;
-  const size_t threads = options.num_threads > 0 ? options.num_threads : probe.cpus.size();
-  probe.cpus.resize(std::min({threads, probe.cpus.size(), kMostProbeThreads}));
-  ArenaOptions arena;
-  arena.name = absl::StrCat(TierName(tier), " measurement");
-  arena.node = tier == Tier::kDram ? options.dram_node : options.cxl_node;
-  if (tier == Tier::kCxl) arena.dax_device = options.cxl_device;
-  absl::StatusOr<std::unique_ptr<Arena>> memory =
-      Arena::Create(ProbeBytes(std::max<int>(1, static_cast<int>(probe.cpus.size()))), arena);
-  if (!memory.ok()) return memory.status();
-  return ProbeRange({{(*memory)->data(), static_cast<size_t>((*memory)->bytes())}}, probe);
+absl::StatusOr<double> MeasureTierSpeed(const BackendOptions& options, const HeadGroups& head_groups, Tier tier) {
+  const std::vector<int> all = options.cpus.empty() ? AllowedCpus() : options.cpus;
+  if (tier == Tier::kCxl) return MeasureMemory(options, all, options.cxl_node, options.cxl_device, kTimeLimit);
+  if (head_groups.count == 1 || head_groups.emulated) {
+    return MeasureMemory(options, all, head_groups.nodes[0], /*device=*/"", kTimeLimit);
+  }
+  // Each node is read by its own CPUs while the others read theirs.
+  double sum = 0;
+  for (int group = 0; group < head_groups.count; ++group) {
+    absl::StatusOr<double> rate = MeasureMemory(options, head_groups.cpus[group], head_groups.nodes[group],
+                                                /*device=*/"", kTimeLimit / head_groups.count);
+    if (!rate.ok()) return rate.status();
+    sum += *rate;
+  }
+  return sum;
 }
 
 absl::StatusOr<ChosenPlacement> ChoosePlacement(const BackendOptions& options, int64_t key_bytes, int64_t value_bytes,

@@ -7,7 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "backend/backend_options.h"
-#include "memory/bandwidth_probe.h"
+#include "backend/head_groups.h"
 #include "memory/placement.h"
 #include "memory/tier.h"
 
@@ -19,11 +19,11 @@ struct ChosenPlacement {
   std::string reason;             // "DRAM 20.1 GB/s measured, CXL 5.0 GB/s paced": for the log
 };
 
-// Reads of a tier's memory by the CPU worker's CPUs.
-using MeasureTier = std::function<absl::StatusOr<ReadSpeed>(Tier tier)>;
+// The rate at which the CPU worker's CPUs read a tier's memory, in bytes per second.
+using MeasureTier = std::function<absl::StatusOr<double>(Tier tier)>;
 
-// Measures with little memory of the tier, for 200 ms at most.
-absl::StatusOr<ReadSpeed> MeasureTierSpeed(const BackendOptions& options, Tier tier);
+// Measures with little memory of the tier, for 200 ms at most. The nodes of head groups count together.
+absl::StatusOr<double> MeasureTierSpeed(const BackendOptions& options, const HeadGroups& head_groups, Tier tier);
 
 // `key_bytes` and `value_bytes` of a block. Paced rates are taken as they are given, others are measured, and only
 // where they decide something.

@@ -16,13 +16,9 @@ BackendOptions TwoTiers(PlacementChoice placement) {
 }
 
 // DRAM 300 GB/s, CXL 30 GB/s.
-absl::StatusOr<ReadSpeed> Fast(Tier tier) {
-  ReadSpeed speed;
-  speed.bytes_per_second = tier == Tier::kDram ? 300e9 : 30e9;
-  return speed;
-}
+absl::StatusOr<double> Fast(Tier tier) { return tier == Tier::kDram ? 300e9 : 30e9; }
 
-absl::StatusOr<ReadSpeed> NotAsked(Tier tier) {
+absl::StatusOr<double> NotAsked(Tier tier) {
   ADD_FAILURE() << "measures " << TierName(tier) << " although nothing depends on it";
   return absl::InternalError("not asked");
 }
@@ -97,10 +93,20 @@ TEST(PlacementChoiceTest, WhatCannotBeMeasuredIsAnErrorOnlyWhereItWasAskedFor) {
 TEST(PlacementChoiceTest, MeasuresThisMachine) {
   BackendOptions options = TwoTiers(PlacementChoice::kProportional);
   options.num_threads = 1;
-  const absl::StatusOr<ReadSpeed> speed = MeasureTierSpeed(options, Tier::kDram);
-  ASSERT_TRUE(speed.ok()) << speed.status();
-  EXPECT_GT(speed->bytes_per_second, 0);
-  EXPECT_EQ(speed->threads, 1);
+  HeadGroups emulated;  // two groups on one memory: it is counted once
+  emulated.count = 2;
+  emulated.emulated = true;
+  emulated.nodes = {-1, -1};
+  for (const HeadGroups& groups : {HeadGroups(), emulated}) {
+    const absl::StatusOr<double> rate = MeasureTierSpeed(options, groups, Tier::kDram);
+    ASSERT_TRUE(rate.ok()) << rate.status();
+    EXPECT_GT(*rate, 0);
+  }
+  HeadGroups nodes;
+  nodes.count = 2;
+  nodes.nodes = {0, 1000};
+  nodes.cpus = {{0}, {0}};
+  EXPECT_FALSE(MeasureTierSpeed(options, nodes, Tier::kDram).ok()) << "every node is measured, also an absent one";
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ class PlacementWatchTest : public ::testing::Test {
       options.calls = &policy_;
       options.roots = tree_.roots();
       options.budget = [](int) { return MemoryBudget(); };
-      arenas_.push_back({Tier::kCxl, kPageRoles[i], Arena::Create(kPages * kPage, options).value(), {}});
+      arenas_.push_back({Tier::kCxl, kPageRoles[i], 0, Arena::Create(kPages * kPage, options).value(), {}});
     }
   }
 

@@ -95,8 +95,9 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
   request.cxl_bytes = options.cxl_bytes;
   request.page_bytes[0] = request.page_bytes[1] = host_page * stored_layers;
   request.blocks = pool.num_blocks - 1;
-  const MeasureTier measure =
-      system.measure != nullptr ? system.measure : [&](Tier tier) { return MeasureTierSpeed(options, tier); };
+  const MeasureTier measure = system.measure != nullptr ? system.measure : [&](Tier tier) {
+    return MeasureTierSpeed(options, head_groups, tier);
+  };
   absl::StatusOr<ChosenPlacement> choice =
       ChoosePlacement(options, request.page_bytes[0], request.page_bytes[1], measure);
   if (!choice.ok()) return choice.status();
@@ -196,6 +197,7 @@ void AddTieredStatistics(const BackendOptions& options, const TieredBinding& bin
   placement.reason = binding.choice.reason;
   std::copy_n(binding.placement.cxl_share, kNumRoles, placement.cxl_share);
   const std::vector<ArenaPlacement> watched = binding.watch->Report();
+  std::string numa_note;
   for (size_t i = 0; i < watched.size(); ++i) {
     const TierArena& arena = binding.host->arenas()[i];
     const int t = Index(arena.tier), r = Index(arena.role);
@@ -217,17 +219,16 @@ void AddTieredStatistics(const BackendOptions& options, const TieredBinding& bin
     s.pin_failures = arena.pin.failures;
     if (arena.tier == Tier::kCxl) cxl.node = s.node;  // a device tells its node
     placement.arenas.push_back(std::move(s));
-    std::vector<std::string> notes = {arena.memory->note(), watched[i].note};
+    // What the kernel permits is the same for all arenas: one line is enough.
+    if (numa_note.empty()) numa_note = arena.memory->note();
+    if (numa_note.empty()) numa_note = watched[i].note;
     if (arena.pin.failures > 0) {
-      notes.push_back(absl::StrCat(TierName(arena.tier), " ", PageRoleName(arena.role), ": ", arena.pin.failed_bytes,
-                                   " bytes are not registered with the device: ", arena.pin.first_error.message()));
-    }
-    for (std::string& note : notes) {
-      const auto& known = placement.notes;
-      if (note.empty() || std::find(known.begin(), known.end(), note) != known.end()) continue;
-      placement.notes.push_back(std::move(note));
+      placement.notes.push_back(
+          absl::StrCat(TierName(arena.tier), " ", PageRoleName(arena.role), ": ", arena.pin.failed_bytes,
+                       " bytes are not registered with the device: ", arena.pin.first_error.message()));
     }
   }
+  if (!numa_note.empty()) placement.notes.push_back(std::move(numa_note));
 }
 
 }  // namespace hybridgen

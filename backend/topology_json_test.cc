@@ -24,7 +24,7 @@ TEST(TopologyJsonTest, UnknownIsNull) {
   topology.cxl_regions.emplace_back();
   topology.gpus.emplace_back();
   topology.nodes[0].huge_pages = {{2 << 20, std::nullopt, std::nullopt}};
-  const Json json = Json::parse(ToJson(topology));
+  const Json json = Json::parse(ToJson(topology, {}));
   const Json& node = json["nodes"][0];
   for (const char* key : {"cpus", "total_bytes", "free_bytes", "read_megabytes_per_second", "read_nanoseconds",
                           "kernel_tier", "movable_only"}) {
@@ -58,9 +58,9 @@ TEST(TopologyJsonTest, WhatIsKnownIsTold) {
   node.kernel_tier = 27;
   node.movable_only = MovableOnly::kYes;
   topology.nodes = {node};
-  topology.dax_devices = {{"dax0.0", MemoryKind::kCxl, "\xff", DaxUse::kMapped, 3, 8192, {}}};
+  topology.dax_devices = {{"dax0.0", MemoryKind::kCxl, "\xff", DaxUse::kMapped, 3, 8192, {}, {}}};
   topology.gpus = {{"0000:18:00.0", "0x10de", "0x2330", 1}};
-  const Json json = Json::parse(ToJson(topology));
+  const Json json = Json::parse(ToJson(topology, {}));
   EXPECT_EQ(json["version"], 1);
   const Json& told = json["nodes"][0];
   EXPECT_EQ(told["kind"], "cxl");

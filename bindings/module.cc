@@ -30,11 +30,12 @@ void Check(hg_status status) {
   if (status != HG_OK) Raise(status, hg_last_error());
 }
 
-// The text of a function that fills a buffer and tells how much it needs, which may grow between calls.
+// The text of a function that fills a buffer and tells how much it needs, which may grow between calls. `expected`
+// bytes that suffice save a call.
 template <typename Fill>
-std::string ReadText(const Fill& fill) {
-  size_t needed = 0;
-  Check(fill(nullptr, 0, &needed));
+std::string ReadText(const Fill& fill, size_t expected = 0) {
+  size_t needed = expected;
+  if (expected == 0) Check(fill(nullptr, 0, &needed));
   std::string text;
   do {
     text.resize(needed);
@@ -49,6 +50,21 @@ std::string TopologyJson(const std::optional<std::string>& root, const std::opti
     return hg_topology_json(root ? root->c_str() : nullptr, override_kinds ? override_kinds->c_str() : nullptr, buffer,
                             capacity, needed);
   });
+}
+
+std::string MeasuredTopologyJson(const std::optional<std::string>& override_kinds) {
+  constexpr size_t kExpected = size_t{1} << 20;
+  return ReadText(
+      [&](char* buffer, size_t capacity, size_t* needed) {
+        hg_status status;
+        {
+          const py::gil_scoped_release release;  // measures for up to a second
+          status =
+              hg_topology_measured_json(override_kinds ? override_kinds->c_str() : nullptr, buffer, capacity, needed);
+        }
+        return status;
+      },
+      kExpected);
 }
 
 struct Name {
@@ -364,8 +380,10 @@ PYBIND11_MODULE(_core, module) {
   module.def("build_info", &hg_build_info, "Library version, CPU features, kernel rows.");
   module.def(
       "topology_json", &TopologyJson, py::arg("root") = py::none(), py::arg("override") = py::none(),
-      "Memory nodes, memory devices and GPUs as JSON. root: a directory that holds sys and proc; override: kinds "
-      "such as '2:cxl,3:hbm'.");
+      "Memory nodes, memory devices, GPUs and advice on tiers as JSON. root: a directory that holds sys and proc; "
+      "override: kinds such as '2:cxl,3:hbm'.");
+  module.def("topology_measured_json", &MeasuredTopologyJson, py::arg("override") = py::none(),
+             "The same of this machine, with its nodes measured.");
 
   py::class_<Plan>(module, "Plan", "Memory of one planned step, filled by Backend.plan_step.").def(py::init<>());
 

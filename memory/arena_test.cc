@@ -327,8 +327,8 @@ class MigratingRegistrar : public DeviceRegistrar {
 };
 
 TEST_F(TwoNodeArenaTest, RegistrationIsVerifiedBeforeAndAfterAndForbidsRepair) {
-  const auto arena = FarArena(2);
   MigratingRegistrar registrar(calls_);
+  const auto arena = FarArena(2);
   EXPECT_FALSE(arena->Registered(arena->data(), 1));
   const RegistrationReport report = arena->Register(registrar).value();
   EXPECT_EQ(report.pin.registered_bytes, 2 * kHugePage);
@@ -369,8 +369,8 @@ TEST_F(TwoNodeArenaTest, APartlyRegisteredArenaIsUsableAndIsReleasedBeforeItsMem
 TEST_F(TwoNodeArenaTest, PinningThatWouldMovePagesWhereNoRoomIsIsNotTried) {
   tree_.Write("sys/devices/system/node/has_normal_memory", "0\n");
   budget_.node_bytes = kHugePage;
-  const auto arena = FarArena(3);
   MigratingRegistrar registrar(calls_);
+  const auto arena = FarArena(3);
   RegistrationReport report = arena->Register(registrar).value();
   EXPECT_EQ(report.pin.registered_bytes, 0);
   EXPECT_EQ(report.pin.failed_bytes, 3 * kHugePage);
@@ -387,8 +387,8 @@ TEST_F(TwoNodeArenaTest, PinningThatWouldMovePagesWhereNoRoomIsIsNotTried) {
 
 TEST_F(TwoNodeArenaTest, RegistrationWithoutQuestionsReportsNoPlacement) {
   calls_.query_error = EPERM;
-  const auto arena = FarArena(1);
   MigratingRegistrar registrar(calls_);
+  const auto arena = FarArena(1);
   RegistrationOptions options;
   options.chunk_bytes = 1;
   ExpectError(arena->Register(registrar, options).status(), absl::StatusCode::kInvalidArgument, {"far values"});

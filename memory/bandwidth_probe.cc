@@ -231,7 +231,7 @@ class Probe {
     for (const Sample& sample : samples_) {
       if (sample.clean || speed.disturbed) rates.push_back(sample.bytes_per_second);
     }
-    speed.bytes_per_second = Median(std::move(rates));
+    speed.bytes_per_second = speed.disturbed ? *std::max_element(rates.begin(), rates.end()) : Median(std::move(rates));
     speed.nanoseconds = Median(latencies_);
     speed.range_bytes = static_cast<int64_t>(chunks_.size()) * kChunk;
     speed.bytes_read = bytes_read_;
@@ -264,6 +264,24 @@ int64_t ChunksPerSample(int threads) { return std::clamp<int64_t>(int64_t{32} * 
 std::string ToString(const ReadSpeed& speed) {
   return absl::StrFormat("%.1f GB/s, %.0f ns%s", speed.bytes_per_second * 1e-9, speed.nanoseconds,
                          speed.disturbed ? " (disturbed)" : "");
+}
+
+std::string SpeedSummary(const std::vector<std::pair<std::string, absl::StatusOr<ReadSpeed>>>& named) {
+  std::string text;
+  double seconds = 0;
+  int fewest = 0;
+  int most = 0;
+  for (const auto& [name, speed] : named) {
+    if (!speed.ok()) continue;
+    absl::StrAppend(&text, name, ": ", ToString(*speed), "; ");
+    seconds += speed->seconds;
+    fewest = most == 0 ? speed->threads : std::min(fewest, speed->threads);
+    most = std::max(most, speed->threads);
+  }
+  if (text.empty()) return text;
+  absl::StrAppendFormat(&text, "measured in %.2f s with ", seconds);
+  absl::StrAppend(&text, fewest < most ? absl::StrCat(fewest, " to ") : "", most, most == 1 ? " thread" : " threads");
+  return text;
 }
 
 int64_t ProbeBytes(int threads) { return ChunksPerSample(threads) * kChunk; }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -24,21 +25,25 @@ struct ProbeOptions {
 };
 
 struct ReadSpeed {
-  double bytes_per_second = 0;  // read by all threads together; median of the samples
+  double bytes_per_second = 0;  // read by all threads together; median of the clean samples
   double nanoseconds = 0;       // a read that waits for the one before it, nothing else running; median
   int64_t range_bytes = 0;      // of the memory that was read in each sample
   int64_t bytes_read = 0;       // in all samples of the bandwidth
   int threads = 0;
   int samples = 0;        // of the bandwidth
   int clean_samples = 0;  // of these, the ones in which no thread was held up
-  // Fewer than three samples were clean, so that all were taken: other work got in the way. Work that takes bandwidth
-  // but no time of our CPUs is not noticed.
+  // Fewer than three samples were clean, as other work got in the way: the bandwidth is that of the fastest, since such
+  // work only takes from it. Work that takes bandwidth but no time of our CPUs is not noticed.
   bool disturbed = false;
   double seconds = 0;  // that the measurement took
 };
 
 // "21.3 GB/s, 110 ns", and " (disturbed)" if so.
 std::string ToString(const ReadSpeed& speed);
+
+// One line for a log: "DRAM node 0: 21.3 GB/s, 110 ns; CXL node 1: ...; measured in 0.4 s with 2 threads". What was not
+// measured is left out; empty if nothing was.
+std::string SpeedSummary(const std::vector<std::pair<std::string, absl::StatusOr<ReadSpeed>>>& named);
 
 // Bytes that a measurement with this many threads reads per sample, if there are as many.
 int64_t ProbeBytes(int threads);

@@ -110,11 +110,16 @@ TEST(BandwidthProbeTest, WithoutThreeCleanSamplesItIsCalledDisturbed) {
   int64_t looks = 0;
   nanoseconds time{0};
   ProbeOptions options;
-  options.now = [&] { return time += (++looks % 10 == 0 ? milliseconds(1) : nanoseconds(1000)); };
+  // A sample looks 11 times, so that one is held up for more than a millisecond but the seventh for half as long.
+  options.now = [&] {
+    const bool seventh = looks / 11 == 6;
+    return time += (++looks % 10 != 0 ? nanoseconds(1000) : seventh ? nanoseconds(500'000) : milliseconds(1));
+  };
   const ReadSpeed speed = ProbeRange({memory.span()}, options).value();
   EXPECT_TRUE(speed.disturbed);
   EXPECT_LT(speed.clean_samples, 3);
   EXPECT_EQ(speed.samples, 18) << "it tries for longer";
+  EXPECT_DOUBLE_EQ(speed.bytes_per_second, 2 * kMiB / (9e-6 + 500e-6)) << "the fastest";
   EXPECT_TRUE(absl::StrContains(ToString(speed), "disturbed"));
 }
 
@@ -179,6 +184,16 @@ TEST(BandwidthProbeTest, TextForTheLog) {
   speed.bytes_per_second = 21.34e9;
   speed.nanoseconds = 110.4;
   EXPECT_EQ(ToString(speed), "21.3 GB/s, 110 ns");
+  speed.threads = 2;
+  speed.seconds = 0.2;
+  EXPECT_EQ(SpeedSummary({{"DRAM node 0", speed}}),
+            "DRAM node 0: 21.3 GB/s, 110 ns; measured in 0.20 s with 2 threads");
+  ReadSpeed other = speed;
+  other.threads = 1;
+  EXPECT_EQ(SpeedSummary({{"a", speed}, {"b", absl::InternalError("no")}, {"c", other}}),
+            "a: 21.3 GB/s, 110 ns; c: 21.3 GB/s, 110 ns; measured in 0.40 s with 1 to 2 threads");
+  EXPECT_EQ(SpeedSummary({{"c", other}}), "c: 21.3 GB/s, 110 ns; measured in 0.20 s with 1 thread");
+  EXPECT_EQ(SpeedSummary({{"b", absl::InternalError("no")}}), "");
 }
 
 }  // namespace

@@ -25,7 +25,6 @@ double BytesIn(double seconds, const std::vector<Medium>& media) {
 // The smallest T with sum of min(b_i T, capacity_i) >= bytes, which fit but for rounding. The sum grows linearly
 // between the times at which a medium has given all that it can hold.
 double SecondsToRead(double bytes, const std::vector<Medium>& media) {
-  bytes = std::min(bytes, Capacity(media));
   if (bytes <= 0) return 0;
   std::vector<double> times = {0};
   for (const Medium& medium : media) times.push_back(medium.capacity_bytes / medium.bytes_per_second);

@@ -174,9 +174,9 @@ SETTINGS = (
         "-1",
         _node,
         "-1, auto, or a NUMA node from 0 to 1023",
-        "NUMA node of the CXL tier; -1: none, the tier is plain memory and reports itself as emulated. `auto`: the node "
-        "that `hybridgen topology` recognises as CXL (HYBRIDGEN_TOPOLOGY may say so), unless HYBRIDGEN_CXL is 0; refused "
-        "where there is none or more than one.",
+        "NUMA node of the CXL tier; -1: none, the tier is plain memory and reports itself as emulated. `auto`: the "
+        "node that `hybridgen topology` recognises as CXL (HYBRIDGEN_TOPOLOGY may say so), unless HYBRIDGEN_CXL is 0; "
+        "refused where there is none or more than one.",
     ),
     Setting(
         "cxl_device",
@@ -190,10 +190,10 @@ SETTINGS = (
         AUTO,
         _placement,
         "auto, role, proportional, interleave, interleave:N:M",
-        "How host pages are placed. `role`: K in DRAM first, V in what DRAM has left, then CXL. `proportional`: K in DRAM "
-        "first, V spread so that DRAM and CXL finish together. `interleave`: K and V in turn, N pages in DRAM for every M "
-        "in CXL (1 and 1), as the kernel's interleaving does; to compare with. `auto` is `proportional` where the "
-        "bandwidths of both tiers are known, by measuring or pacing, else `role`.",
+        "How host pages are placed. `role`: K in DRAM first, V in what DRAM has left, then CXL. `proportional`: K in "
+        "DRAM first, V spread so that DRAM and CXL finish together. `interleave`: K and V in turn, N pages in DRAM for "
+        "every M in CXL (1 and 1), as the kernel's interleaving does; to compare with. `auto` is `proportional` where "
+        "the bandwidths of both tiers are known, by measuring or pacing, else `role`.",
     ),
     Setting(
         "cxl_gbps",

@@ -104,8 +104,8 @@ def _cxl_node(override: str | None) -> int:
     known = ", ".join(f"{node['id']} {node['kind']}" for node in nodes) or "none listed"
     problem = f"nodes {found} are" if found else "no node is"
     raise InvalidArgument(
-        f"HYBRIDGEN_CXL_NODE=auto: {problem} recognised as CXL (nodes: {known}); name the node, or say what it is, such "
-        "as HYBRIDGEN_TOPOLOGY=1:cxl"
+        f"HYBRIDGEN_CXL_NODE=auto: {problem} recognised as CXL (nodes: {known}); name the node, or say what it is, "
+        "such as HYBRIDGEN_TOPOLOGY=1:cxl"
     )
 
 
