@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstring>
 #include <memory>
@@ -67,8 +68,10 @@ class Neighbour {
     numa_set_bind_policy(0);  // preferred: a hard binding would end this process itself
     std::mt19937_64 random(seed);
     std::vector<void*> held;
+    int64_t left = most_left;  // bytes that it leaves free: a random walk
     while (true) {
-      const int64_t left = 3 * kMiB + static_cast<int64_t>(random() % (most_left - 3 * kMiB));
+      left += static_cast<int64_t>(random() % 33) * kMiB - 16 * kMiB;
+      left = std::clamp(left, 3 * kMiB, most_left);
       while (FreeBytes(node) > left + kStep) {
         held.push_back(numa_alloc_onnode(kStep, node));
         memset(held.back(), 1, kStep);
