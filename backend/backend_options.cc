@@ -108,13 +108,16 @@ absl::Status Validate(const BackendOptions& o) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(const BackendOptions& o, const HeadGroups& head_groups) {
-  const bool team =
+absl::StatusOr<std::unique_ptr<Executor>> CreateTeam(const BackendOptions& o) {
+  const bool wanted =
       o.executor == ExecutorKind::kOpenMp || (o.executor == ExecutorKind::kAuto && o.device_kind == DeviceKind::kCpu);
-  if (team) {
-    absl::StatusOr<std::unique_ptr<Executor>> executor = CreateOpenMpExecutor(o.num_threads);
-    if (executor.ok() || o.executor == ExecutorKind::kOpenMp) return executor;
-  }
+  if (!wanted) return nullptr;
+  absl::StatusOr<std::unique_ptr<Executor>> team = CreateOpenMpExecutor(o.num_threads);
+  if (!team.ok() && o.executor == ExecutorKind::kAuto) return nullptr;
+  return team;
+}
+
+absl::StatusOr<std::unique_ptr<Executor>> CreatePool(const BackendOptions& o, const HeadGroups& head_groups) {
   PoolExecutorOptions pool;
   const int cpus = o.cpus.empty() ? UsableCpus() : static_cast<int>(o.cpus.size());
   const int taken = o.device_kind == DeviceKind::kEmulated ? o.device_threads : 0;

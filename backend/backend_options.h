@@ -62,9 +62,10 @@ inline bool CxlIsEmulated(const BackendOptions& options) { return options.cxl_no
 // Errors: InvalidArgument naming field, value and accepted values; Unimplemented for what this build lacks.
 absl::Status Validate(const BackendOptions& options);
 
-// The CPU worker's executor: the process's OpenMP team or a pool of our own, whose threads are dealt to the groups'
-// CPUs if the options name none.
-absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(const BackendOptions& options, const HeadGroups& head_groups);
+// The process's OpenMP team as the CPU worker's executor; null where a pool of our own is to be it.
+absl::StatusOr<std::unique_ptr<Executor>> CreateTeam(const BackendOptions& options);
+// The pool. Its threads are dealt to the groups' CPUs if the options name none.
+absl::StatusOr<std::unique_ptr<Executor>> CreatePool(const BackendOptions& options, const HeadGroups& head_groups);
 
 }  // namespace hybridgen
 

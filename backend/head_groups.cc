@@ -3,11 +3,11 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "backend/executor.h"
 
 namespace hybridgen {
 namespace {
@@ -27,7 +27,8 @@ HeadGroups GroupPerNode(const HeadGroupRequest& request, const Topology& topolog
     if (node.kind != MemoryKind::kDram) continue;
     std::vector<int> cpus;
     for (const int cpu : node.cpus) {
-      if (std::count(request.allowed_cpus.begin(), request.allowed_cpus.end(), cpu) > 0) cpus.push_back(cpu);
+      const std::vector<int>& allowed = request.allowed_cpus;
+      if (std::find(allowed.begin(), allowed.end(), cpu) != allowed.end()) cpus.push_back(cpu);
     }
     if (cpus.empty()) continue;
     groups.nodes.push_back(node.id);
@@ -52,6 +53,24 @@ HeadGroups Emulated(const HeadGroupRequest& request) {
 }
 
 }  // namespace
+
+std::vector<int> CpusOf(Executor& executor) {
+  std::mutex mutex;
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  // Errors are those of a dead executor, which its next use reports.
+  (void)executor.Run([&](int) {
+    cpu_set_t own;
+    if (sched_getaffinity(0, sizeof(own), &own) != 0) return;
+    std::lock_guard<std::mutex> lock(mutex);
+    CPU_OR(&all, &all, &own);
+  });
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &all)) cpus.push_back(cpu);
+  }
+  return cpus;
+}
 
 int HeadGroups::OfThisThread(int worker) const {
   const int cpu = sched_getcpu();

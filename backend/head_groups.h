@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "backend/executor.h"
 #include "memory/memory_node.h"
 
 namespace hybridgen {
@@ -23,11 +24,14 @@ struct HeadGroups {
   int OfThisThread(int worker) const;
 };
 
+// CPUs that the executor's workers may run on, ascending.
+std::vector<int> CpusOf(Executor& executor);
+
 struct HeadGroupRequest {
   int wanted = 0;  // 0: one for each DRAM node with CPUs; else exactly so many
   int num_kv_heads = 1;
   int dram_node = -1;             // >= 0: all DRAM pages on this node, hence one group
-  std::vector<int> allowed_cpus;  // of this process
+  std::vector<int> allowed_cpus;  // of the workers, ascending
 };
 
 // One group where the machine has one DRAM node with allowed CPUs, where the KV heads cannot be divided evenly among

@@ -3,6 +3,7 @@
 
 #include <sched.h>
 
+#include "backend/pool_executor.h"
 #include "gtest/gtest.h"
 
 namespace hybridgen {
@@ -78,6 +79,25 @@ TEST(HeadGroupsTest, WhatCannotBeIsRefused) {
   HeadGroupRequest named = Request(2, 8);
   named.dram_node = 0;
   EXPECT_EQ(ChooseHeadGroups(named, TwoSockets()).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(HeadGroupsTest, TheCpusOfAnExecutorAreThoseOfItsWorkers) {
+  cpu_set_t allowed;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
+  const int cpu = sched_getcpu();
+  PoolExecutorOptions options;
+  options.num_workers = 2;
+  options.cpus = {{cpu}};
+  const std::unique_ptr<Executor> pool = CreatePoolExecutor(options).value();
+  const std::vector<int> all = CpusOf(*pool);
+  EXPECT_EQ(static_cast<int>(all.size()), CPU_COUNT(&allowed)) << "the caller's, who is a worker";
+  // The caller pinned as the engine pins its threads.
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
+  EXPECT_EQ(CpusOf(*pool), std::vector<int>{cpu});
+  ASSERT_EQ(sched_setaffinity(0, sizeof(allowed), &allowed), 0);
 }
 
 TEST(HeadGroupsTest, AThreadBelongsWhereItRuns) {

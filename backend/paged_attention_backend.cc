@@ -450,14 +450,22 @@ absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> PagedAttentionBackend::Cr
     if (!wanted.ok()) return wanted.status();
     kernels = *wanted;
   }
+  absl::StatusOr<std::unique_ptr<Executor>> executor = CreateTeam(options);
+  if (!executor.ok()) return executor.status();
   HeadGroups head_groups;
   if (options.binding == Binding::kTiered) {
-    absl::StatusOr<HeadGroups> chosen =
-        ChooseHeadGroups({options.head_groups, options.num_kv_heads, options.dram_node, AllowedCpus()}, ReadTopology());
+    HeadGroupRequest request;
+    request.wanted = options.head_groups;
+    request.num_kv_heads = options.num_kv_heads;
+    request.dram_node = options.dram_node;
+    request.allowed_cpus = *executor != nullptr   ? CpusOf(**executor)
+                           : options.cpus.empty() ? AllowedCpus()
+                                                  : options.cpus;
+    absl::StatusOr<HeadGroups> chosen = ChooseHeadGroups(request, ReadTopology());
     if (!chosen.ok()) return chosen.status();
     head_groups = *std::move(chosen);
   }
-  absl::StatusOr<std::unique_ptr<Executor>> executor = CreateExecutor(options, head_groups);
+  if (*executor == nullptr) executor = CreatePool(options, head_groups);
   if (!executor.ok()) return executor.status();
   auto backend = std::make_unique<BackendImpl>(options, kernels, *std::move(executor), head_groups);
   if (options.binding == Binding::kIdentity) {

@@ -168,7 +168,7 @@ TEST(TierAdviceTest, ACxlDeviceAsNodeAndMapped) {
   advice = Advise(Read("cxltype3-kernel-6.12"));
   EXPECT_EQ(advice.cxl.nodes, Ids{1});
   EXPECT_FALSE(Warns(advice, {"movable"})) << Text(advice);
-  EXPECT_TRUE(Advise(Read("cxltype3-6.12", "1:persistent")).cxl.nodes.empty()) << "is no tier";
+  EXPECT_TRUE(Advise(Read("cxltype3-persistent-6.12")).cxl.nodes.empty()) << "is no tier";
 
   Machine mapped = Read("cxltype3-devdax-6.12");
   advice = Advise(mapped);
@@ -331,7 +331,7 @@ TEST(TierAdviceTest, DamagedTreesNeverMislead) {
   int with_cxl = 0;
   int without = 0;
   for (int i = 0; i < 1000; ++i) {
-    // Every second one of those with a CXL device.
+    // Every second one of the last four, which have a CXL device.
     const size_t which = i % 2 == 0 ? mutator.Below(originals.size()) : originals.size() - 1 - mutator.Below(4);
     TreeEntries entries = originals[which];
     std::string history = absl::StrCat("tree ", i, " of original ", which);

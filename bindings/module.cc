@@ -332,7 +332,7 @@ std::unique_ptr<Backend> MakeBackend(
     int32_t device_threads, int32_t speculative_tokens, int64_t dram_bytes, int64_t cxl_bytes, int32_t dram_node,
     int32_t cxl_node, const std::optional<std::string>& cxl_device, const std::string& placement,
     int32_t interleave_dram_weight, int32_t interleave_cxl_weight, double dram_gigabytes_per_second,
-    double cxl_gigabytes_per_second, double mover_gigabytes_per_second, double streaming_share,
+    double cxl_gigabytes_per_second, double mover_gigabytes_per_second, int32_t head_groups, double streaming_share,
     double device_gigabytes_per_second, double timeout_seconds, const std::optional<std::vector<int32_t>>& cpus) {
   hg_config config = {};
   config.struct_size = sizeof(config);
@@ -358,6 +358,7 @@ std::unique_ptr<Backend> MakeBackend(
   config.dram_gigabytes_per_second = dram_gigabytes_per_second;
   config.cxl_gigabytes_per_second = cxl_gigabytes_per_second;
   config.mover_gigabytes_per_second = mover_gigabytes_per_second;
+  config.head_groups = head_groups;
   config.streaming_share = streaming_share;
   config.device_gigabytes_per_second = device_gigabytes_per_second;
   config.timeout_seconds = timeout_seconds;
@@ -395,7 +396,7 @@ PYBIND11_MODULE(_core, module) {
            arg("cxl_bytes") = 0, arg("dram_node") = -1, arg("cxl_node") = -1, arg("cxl_device") = py::none(),
            arg("placement") = "auto", arg("interleave_dram_weight") = 1, arg("interleave_cxl_weight") = 1,
            arg("dram_gigabytes_per_second") = 0.0, arg("cxl_gigabytes_per_second") = 0.0,
-           arg("mover_gigabytes_per_second") = 0.0, arg("streaming_share") = 0.0,
+           arg("mover_gigabytes_per_second") = 0.0, arg("head_groups") = 0, arg("streaming_share") = 0.0,
            arg("device_gigabytes_per_second") = 0.0, arg("timeout_seconds") = 0.0, arg("cpus") = py::none())
       .def("add_layer", &Backend::AddLayer, py::kw_only(), arg("num_query_heads"), arg("scale"), arg("soft_cap") = 0.0f,
            arg("sliding_window") = 0, arg("alibi_slopes") = py::none(), arg("sinks") = py::none(),

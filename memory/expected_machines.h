@@ -69,6 +69,10 @@ inline std::vector<ExpectedMachine> ExpectedMachines() {
       {"2s-cxl-6.12", {socket, socket, far(90)}},
       {"hbm-cxl-6.1", {socket, hbm(4), far(4)}},
       {"hbm-cxl-6.12", {socket, hbm(1), far(90)}},
+      // The device tells no kind: such memory may be CXL or HBM.
+      {"hmem-6.12",
+       {silent_socket, {Kind::kUnknown, Speed::kSlower, kUnknown, kUnknown, 22, kStays, "hmem.0"}},
+       {{Kind::kUnknown, DaxUse::kNode, 1, kUnknown}}},
       {"cxltype3-6.12", {socket, cxl(MovableOnly::kYes)}, {{Kind::kCxl, DaxUse::kNode, 1, 302}}},
       {"cxltype3-kernel-6.12", {socket, cxl(kStays)}, {{Kind::kCxl, DaxUse::kNode, 1, 302}}},
       {"cxltype3-persistent-6.12",

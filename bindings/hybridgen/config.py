@@ -211,6 +211,15 @@ SETTINGS = (
         "Budget of the mover, which brings host pages back to the tier that they are meant for; 0: nothing moves.",
     ),
     Setting(
+        "head_groups",
+        "0",
+        _integer(0, 16),
+        "0 to 16",
+        "Parts of a rank's KV heads, each with its host pages in the DRAM of one node and read by that node's CPUs "
+        "first; 0: one for each DRAM node with CPUs that the rank runs on. A number of nodes that the machine does "
+        "not have is emulated on memory that is not bound.",
+    ),
+    Setting(
         "stats",
         "",
         str,
@@ -301,6 +310,7 @@ class Config:
     placement: str
     cxl_gbps: float
     mover_gbps: float
+    head_groups: int
     stats: str
     disable: bool
     threads: int

@@ -76,6 +76,7 @@ def make_core(settings: Config, spec, speculative_tokens: int = 0) -> _core.Back
         interleave_cxl_weight=cxl_weight,
         cxl_gigabytes_per_second=settings.cxl_gbps,
         mover_gigabytes_per_second=settings.mover_gbps,
+        head_groups=settings.head_groups,
         streaming_share=settings.streaming_share,
         device_gigabytes_per_second=settings.device_gbps,
         timeout_seconds=settings.timeout,

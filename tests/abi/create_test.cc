@@ -103,6 +103,7 @@ TEST(CreateTest, CountsAndSizes) {
                      "accepted");
   ExpectFieldRefused(&hg_config::dram_node, {-2, kMax, kMin}, "dram_node", "accepted");
   ExpectFieldRefused(&hg_config::cxl_node, {-2, kMax, kMin}, "cxl_node", "accepted");
+  ExpectFieldRefused(&hg_config::head_groups, {-1, 17, kMax, kMin}, "head_groups", "accepted: 0 to 16");
   ExpectFieldRefused(&hg_config::interleave_dram_weight, {-1, 256, kMax, kMin}, "interleave_dram_weight", "1 to 255");
   ExpectFieldRefused(&hg_config::interleave_cxl_weight, {-1, 256, kMax, kMin}, "interleave_cxl_weight", "1 to 255");
 }
@@ -115,6 +116,8 @@ TEST(CreateTest, Fractions) {
                      "dram_gigabytes_per_second", "accepted: 0");
   ExpectFieldRefused(&hg_config::cxl_gigabytes_per_second, {-1.0, 1e-9, 1e9, kNaN, kInfinity, -kInfinity},
                      "cxl_gigabytes_per_second", "accepted: 0");
+  ExpectFieldRefused(&hg_config::mover_gigabytes_per_second, {-1.0, 1e-9, 1e9, kNaN, kInfinity, -kInfinity},
+                     "mover_gigabytes_per_second", "accepted: 0");
   ExpectFieldRefused(&hg_config::timeout_seconds, {-1.0, kNaN, kInfinity, -kInfinity}, "timeout_seconds", "accepted");
 }
 

@@ -37,6 +37,8 @@ ABSL_FLAG(int, cxl_weight, 1, "interleave: pages to CXL for every dram_weight pa
 ABSL_FLAG(double, dram_gbps, 0, "GB/s to which the CPU's reads of the DRAM tier are paced; 0: as fast as they go");
 ABSL_FLAG(double, cxl_gbps, 0, "GB/s to which the CPU's reads of an emulated CXL tier are paced");
 ABSL_FLAG(double, mover_gbps, 0, "GB/s that migrations between host tiers may take; 0: none are made");
+ABSL_FLAG(int, head_groups, 0,
+          "parts of the KV heads with a DRAM node each; 0: as many as DRAM nodes with CPUs; others are emulated");
 ABSL_FLAG(double, streaming_share, 0, "share of the host tokens that the device attends, 0 to 1");
 ABSL_FLAG(std::vector<std::string>, prompt_tokens, std::vector<std::string>({"300", "77", "1"}),
           "prompt lengths, one sequence each");
@@ -109,6 +111,7 @@ HarnessOptions OptionsFromFlags() {
   config.dram_gigabytes_per_second = absl::GetFlag(FLAGS_dram_gbps);
   config.cxl_gigabytes_per_second = absl::GetFlag(FLAGS_cxl_gbps);
   config.mover_gigabytes_per_second = absl::GetFlag(FLAGS_mover_gbps);
+  config.head_groups = absl::GetFlag(FLAGS_head_groups);
   if (config.binding == HG_BINDING_TIERED) {
     config.dram_bytes = ParseSize("dram", absl::GetFlag(FLAGS_dram));
     config.cxl_bytes = ParseSize("cxl", absl::GetFlag(FLAGS_cxl));

@@ -122,6 +122,13 @@ void WithCxl(HarnessOptions& o) {
   o.config.dram_bytes = 320 * kKiB;
   o.config.cxl_bytes = 4096 * kKiB;
 }
+// Both host tiers in two head groups, with migrations.
+void HeadGroups(HarnessOptions& o) {
+  WithCxl(o);
+  BlocksReused(o);
+  o.config.head_groups = 2;
+  o.config.mover_gigabytes_per_second = 1;
+}
 void Proportional(HarnessOptions& o) {
   o.config.dram_bytes = o.config.cxl_bytes = 2048 * kKiB;
   o.config.placement = HG_PLACEMENT_PROPORTIONAL;
@@ -154,6 +161,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"CpuTieredBlocksReused", HG_DEVICE_CPU, HG_BINDING_TIERED, BlocksReused},
                       Case{"CpuTieredDrafts", HG_DEVICE_CPU, HG_BINDING_TIERED, Drafts},
                       Case{"CpuTieredWithCxl", HG_DEVICE_CPU, HG_BINDING_TIERED, WithCxl},
+                      Case{"CpuTieredHeadGroups", HG_DEVICE_CPU, HG_BINDING_TIERED, HeadGroups},
                       Case{"CpuTieredProportional", HG_DEVICE_CPU, HG_BINDING_TIERED, Proportional},
                       Case{"CpuTieredInterleaved", HG_DEVICE_CPU, HG_BINDING_TIERED, Interleaved},
                       Case{"CpuTieredPaced", HG_DEVICE_CPU, HG_BINDING_TIERED, Paced},
@@ -177,6 +185,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"EmulatedTieredBFloat16", HG_DEVICE_EMULATED, HG_BINDING_TIERED, BFloat16},
                       Case{"EmulatedTieredPaced", HG_DEVICE_EMULATED, HG_BINDING_TIERED, PacedDevice},
                       Case{"EmulatedTieredProportional", HG_DEVICE_EMULATED, HG_BINDING_TIERED, Proportional},
+                      Case{"EmulatedTieredHeadGroups", HG_DEVICE_EMULATED, HG_BINDING_TIERED, HeadGroups},
                       Case{"EmulatedTieredWithCxl", HG_DEVICE_EMULATED, HG_BINDING_TIERED, WithCxl}),
     CaseName);
 

@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstring>
 #include <memory>
@@ -13,6 +14,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "kernels/testing/attend_case.h"
 #include "memory/arena.h"
 #include "memory/topology.h"
 #include "tests/numa_vm/guest.h"
@@ -52,7 +54,7 @@ TEST(CapacityGuestTest, MoreThanANodeHasIsRefusedNamingNodeWantedAndFree) {
 // Another process that takes and gives back memory of a node at random, near the node's end, until it is killed.
 class Neighbour {
  public:
-  Neighbour(int node, int64_t most_left, uint64_t seed) : child_(fork()) {
+  Neighbour(int node, int64_t most_left, uint32_t seed) : child_(fork()) {
     if (child_ == 0) Run(node, most_left, seed);
   }
   ~Neighbour() {
@@ -62,12 +64,14 @@ class Neighbour {
   bool alive() const { return waitpid(child_, nullptr, WNOHANG) == 0; }
 
  private:
-  [[noreturn]] static void Run(int node, int64_t most_left, uint64_t seed) {
+  [[noreturn]] static void Run(int node, int64_t most_left, uint32_t seed) {
     numa_set_bind_policy(0);  // preferred: a hard binding would end this process itself
     std::mt19937_64 random(seed);
     std::vector<void*> held;
+    int64_t left = most_left;  // bytes that it leaves free: a random walk
     while (true) {
-      const int64_t left = 3 * kMiB + static_cast<int64_t>(random() % (most_left - 3 * kMiB));
+      left += static_cast<int64_t>(random() % 33) * kMiB - 16 * kMiB;
+      left = std::clamp(left, 3 * kMiB, most_left);
       while (FreeBytes(node) > left + kStep) {
         held.push_back(numa_alloc_onnode(kStep, node));
         memset(held.back(), 1, kStep);
@@ -84,16 +88,16 @@ class Neighbour {
 };
 
 TEST(CapacityGuestTest, NobodyIsKilledIn100AttemptsBesideAGrowingNeighbour) {
-  constexpr uint64_t kSeed = 20;
+  const uint32_t seed = TestSeed(GuestTarget().c_str(), 20);
   const int64_t kills = OutOfMemoryKills();
   const int node = FarNode() != kNoNode ? FarNode() : HomeNode();
   int made = 0, refused = 0;
   {
     // Arenas leave a sixteenth of the node to others: at times there is room for one, at times none.
     const int64_t most_left = numa_node_size64(node, nullptr) / 8 + 24 * kMiB;
-    const Neighbour neighbour(node, most_left, kSeed);
+    const Neighbour neighbour(node, most_left, seed);
     while (FreeBytes(node) > most_left) usleep(1000);
-    std::mt19937_64 random(kSeed);
+    std::mt19937_64 random(seed);
     for (int attempt = 0; attempt < 100; ++attempt) {
       const int64_t bytes = static_cast<int64_t>(1 + random() % 4) * kStep;
       const auto arena = MakeArena(bytes, node, attempt % 2 == 0 ? NodeBinding::kStrict : NodeBinding::kAdvisory);
@@ -111,7 +115,7 @@ TEST(CapacityGuestTest, NobodyIsKilledIn100AttemptsBesideAGrowingNeighbour) {
     EXPECT_TRUE(neighbour.alive());
   }
   EXPECT_EQ(OutOfMemoryKills(), kills);
-  EXPECT_TRUE(made > 0 && refused > 0) << made << " arenas made, " << refused << " refused, seed " << kSeed;
+  EXPECT_TRUE(made > 0 && refused > 0) << made << " arenas made, " << refused << " refused";
 }
 
 }  // namespace

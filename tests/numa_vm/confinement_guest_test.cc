@@ -1,14 +1,8 @@
 // In a guest: processes that may not use every node, or may not ask the kernel about nodes at all.
-#include <linux/audit.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstddef>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -51,23 +45,6 @@ TEST(ConfinementGuestTest, ANodeOutsideTheCpusetIsRefusedByName) {
     EXPECT_TRUE(absl::StrContains(said, "cpuset")) << said;
   }
   EXPECT_EQ(rmdir(group.c_str()), 0) << strerror(errno);
-}
-
-// Answers every call about nodes with EPERM, as containers do.
-void ForbidMemoryPolicy() {
-  sock_filter filter[] = {
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mbind, 5, 0),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_set_mempolicy, 4, 0),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_get_mempolicy, 3, 0),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_move_pages, 2, 0),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_migrate_pages, 1, 0),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-  };
-  const sock_fprog program = {sizeof(filter) / sizeof(filter[0]), filter};
-  EXPECT_EQ(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-  EXPECT_EQ(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), 0) << strerror(errno);
 }
 
 TEST(ConfinementGuestTest, WithoutPermissionAnAdvisoryArenaIsUnboundAndSaysSoInOneLine) {

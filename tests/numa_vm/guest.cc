@@ -1,13 +1,19 @@
 // Questions to the guest's kernel.
 #include "tests/numa_vm/guest.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <numa.h>
 #include <numaif.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstddef>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <sstream>
@@ -16,6 +22,11 @@
 #include "gtest/gtest.h"
 
 namespace hybridgen {
+
+std::string GuestTarget() {
+  const char* const machine = getenv("GUEST_MACHINE");
+  return std::string("//tests/numa_vm:") + (machine != nullptr ? machine : "guest");
+}
 
 int HomeNode() {
   for (int node = 0; node <= numa_max_node(); ++node) {
@@ -120,6 +131,22 @@ std::string InChild(const std::function<std::string()>& body) {
   waitpid(child, &status, 0);
   if (WIFSIGNALED(status)) return "killed by signal " + std::to_string(WTERMSIG(status));
   return text;
+}
+
+void ForbidMemoryPolicy() {
+  sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mbind, 5, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_set_mempolicy, 4, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_get_mempolicy, 3, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_move_pages, 2, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_migrate_pages, 1, 0),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+  };
+  const sock_fprog program = {sizeof(filter) / sizeof(filter[0]), filter};
+  EXPECT_EQ(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+  EXPECT_EQ(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), 0) << strerror(errno);
 }
 
 void WriteFile(const std::string& path, const std::string& text) {

@@ -11,6 +11,9 @@ namespace hybridgen {
 
 constexpr int kNoNode = -1;
 
+// The Bazel target that booted this guest, for messages that say how to repeat a test.
+std::string GuestTarget();
+
 // The first node with CPUs.
 int HomeNode();
 // The last node with memory and no CPUs: CXL or what stands for it; kNoNode on a machine with one node.
@@ -33,6 +36,9 @@ int64_t OutOfMemoryKills();
 
 // Runs `body` in a child process and returns its text, or how the child ended ("killed by signal 9").
 std::string InChild(const std::function<std::string()>& body);
+
+// From now on the kernel answers this process's calls about nodes with EPERM, as in many containers.
+void ForbidMemoryPolicy();
 
 void WriteFile(const std::string& path, const std::string& text);
 

@@ -23,6 +23,8 @@ import machines  # pylint: disable=wrong-import-position
 # Of memory devices, in the order in which they must be loaded.
 DEVICE_MODULES = ("libnvdimm", "device_dax", "kmem", "dax_hmem", "dax_cxl", "dax_pmem", "cxl_acpi", "cxl_pmem", "cxl_pci",
                   "cxl_mem")
+# What a guest's programs learn of the environment of this one: how to repeat a test, and which tests to run.
+PASSED_ON = ("HYBRIDGEN_TEST_SEED", "TESTBRIDGE_TEST_ONLY")
 # Guests take seconds. This is for a machine that is busy with other work, and ends one that hangs.
 TIMEOUT_SECONDS = 800
 
@@ -62,7 +64,7 @@ def write_initramfs(folder: pathlib.Path, options: argparse.Namespace, machine: 
         subprocess.run(["strip", "-o", target, os.path.realpath(source)], check=True)  # memory of the guest is scarce
         shutil.copymode(source, target)
     (root / "tests/tests").write_text("".join(f"{os.path.basename(program)}\n" for program in options.programs))
-    modules = DEVICE_MODULES if machine.cxl_use else ()
+    modules = DEVICE_MODULES if machine.has_memory_devices else ()
     for module in modules:
         shutil.copy(f"{options.guests}/linux-{options.kernel}/modules/{module}.ko", root / "modules")
     (root / "modules/order").write_text("".join(f"{module}\n" for module in modules))
@@ -85,11 +87,14 @@ def emulator(options: argparse.Namespace, machine: machines.Machine) -> list[str
 def boot(folder: pathlib.Path, options: argparse.Namespace, machine: machines.Machine) -> pathlib.Path:
     """Runs the guest to its end; returns the folder of what it left. Its console goes to standard output."""
     kernel = need(f"{options.guests}/linux-{options.kernel}/vmlinuz", f"Debian's cloud kernel {options.kernel}")
+    # The kernel hands options that it does not know to the first process, as its environment.
+    environment = {"GUEST_MACHINE": f"{options.machine}-{options.kernel}", "CXL_USE": machine.cxl_use}
+    environment |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     command = emulator(options, machine) + [
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", "tcg,thread=single",
         *machines.emulator_options(machine),
         "-kernel", kernel, "-initrd", str(write_initramfs(folder, options, machine)),
-        "-append", f"{machines.KERNEL_OPTIONS} GUEST_MACHINE={options.machine}-{options.kernel} CXL_USE={machine.cxl_use}",
+        "-append", " ".join([machines.kernel_options(machine), *(f"{name}={value}" for name, value in environment.items())]),
         "-serial", "stdio", "-serial", f"file:{folder}/results.tar",
     ]
     started = time.monotonic()
@@ -121,9 +126,12 @@ def suites_of(program: str, results: pathlib.Path) -> list[ElementTree.Element]:
     name = os.path.basename(program)
     try:
         status = (results / f"{name}.status").read_text().strip()
+    except FileNotFoundError:
+        return [one_case(name, "failure", "the guest ended before this program did")]
+    try:
         suites = list(ElementTree.parse(results / f"{name}.xml").getroot())
-    except (FileNotFoundError, ElementTree.ParseError) as error:
-        return [one_case(name, "failure", f"left no result: {error}")]
+    except (FileNotFoundError, ElementTree.ParseError):
+        return [one_case(name, "failure", f"exited with {status} and left no results")]
     failed = any(case.find("failure") is not None for suite in suites for case in suite)
     if status != "0" and not failed:
         suites.append(one_case(name, "failure", f"exited with {status}"))

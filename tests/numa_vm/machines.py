@@ -5,12 +5,6 @@ A machine's name is that of its recorded tree in memory/testdata, without the ke
 
 import dataclasses
 
-# Of the emulator without KVM: the time stamp counter is the host's, and measuring its rate fails beside other work;
-# randomness is at hand; a panic ends the guest.
-KERNEL_OPTIONS = (
-    "console=ttyS0,115200 quiet loglevel=4 panic=-1 mitigations=off notsc clocksource=hpet no_timer_check random.trust_cpu=on")
-
-
 @dataclasses.dataclass(frozen=True)
 class Node:
     mebibytes: int
@@ -34,6 +28,12 @@ class Machine:
     hmat: tuple[Access, ...] = ()
     # How the memory of a CXL type-3 device is used: see use_cxl.sh. Empty: there is no such device.
     cxl_use: str = ""
+    # Firmware sets the memory of the last node aside for a driver (the kernel calls it soft reserved, or hmem).
+    last_node_set_aside: bool = False
+
+    @property
+    def has_memory_devices(self) -> bool:
+        return bool(self.cxl_use) or self.last_node_set_aside
 
 
 # 640 MiB in all at least: with less, kernels switch transparent huge pages off.
@@ -57,10 +57,26 @@ MACHINES = {
         {(0, 1): 13, (0, 2): 24, (1, 2): 30},
         (_NEAR_ACCESS, Access(0, 1, 120, 800), Access(0, 2, 250, 25)),
     ),
+    # Without HMAT: with it, the kernel takes only a node that is set aside to its last byte.
+    "hmem": Machine((Node(640, "0-1"), _FAR), _FAR_DISTANCE, last_node_set_aside=True),
 } | {
     f"cxltype3{suffix}": Machine((Node(640, "0-1"),), {}, (_NEAR_ACCESS, Access(0, 1, 150, 50)), use)
     for suffix, use in (("", "movable"), ("-kernel", "kernel"), ("-devdax", "devdax"), ("-persistent", "persistent"))
 }
+
+
+def kernel_options(machine: Machine) -> str:
+    # Without KVM the time stamp counter is the host's, and measuring its rate fails beside other work; randomness is at
+    # hand; a panic ends the guest.
+    options = ("console=ttyS0,115200 quiet loglevel=4 panic=-1 mitigations=off notsc clocksource=hpet no_timer_check"
+               " random.trust_cpu=on")
+    if machine.last_node_set_aside:
+        # As firmware's memory map would: type 1 (memory) becomes soft reserved. The last 2 MiB, where the emulator keeps
+        # tables, become reserved (2), so that the device ends at a multiple of its alignment.
+        *others, last = machine.nodes
+        start = sum(node.mebibytes for node in others)
+        options += f" memmap={last.mebibytes - 2}M%{start}M-1+0xefffffff memmap=2M%{start + last.mebibytes - 2}M-1+2"
+    return options
 
 
 def _cxl_device(use: str) -> list[str]:

@@ -31,7 +31,7 @@ TEST(PlacementGuestTest, KeysOnDramAndValuesOnTheFarNodeWhereDramIsShort) {
     options.dram_pages[role] = placement.dram_pages[role];
     options.cxl_pages[role] = placement.cxl_pages[role];
   }
-  options.dram_node = HomeNode();
+  options.dram_nodes = {HomeNode()};
   options.cxl_node = FarNode();
   const auto tiers = HostTiers::Create(options);
   ASSERT_TRUE(tiers.ok()) << tiers.status();
