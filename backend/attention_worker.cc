@@ -81,6 +81,7 @@ struct AttentionWorker::Scratch {
   std::vector<const float*> merge_o;
   std::vector<float> merge_lse;
   int64_t read_bytes[kNumTiers] = {};
+  int head_group = 0;  // whose items it prefers in the present call
 
   RowState Rows(int first) const {
     float* base = static_cast<float*>(state.get());
@@ -89,8 +90,14 @@ struct AttentionWorker::Scratch {
 };
 
 AttentionWorker::AttentionWorker(Executor* executor, const KernelSet* kernels, DType dtype, int head_size,
-                                 int num_kv_heads)
-    : executor_(executor), kernels_(kernels), dtype_(dtype), head_size_(head_size), num_kv_heads_(num_kv_heads) {
+                                 int num_kv_heads, TierPacers pacers, HeadGroups head_groups)
+    : executor_(executor),
+      kernels_(kernels),
+      dtype_(dtype),
+      head_size_(head_size),
+      num_kv_heads_(num_kv_heads),
+      pacers_(std::move(pacers)),
+      head_groups_(std::move(head_groups)) {
   for (int i = 0; i < executor->num_workers(); ++i) {
     auto scratch = std::make_unique<Scratch>();
     scratch->padded = PaddedHeadSize(head_size);
@@ -109,25 +116,27 @@ absl::Status AttentionWorker::Write(const LayerCall& call, absl::Span<const Writ
   const LayerPages& layer = *call.pages;
   const auto write = [&](int, int64_t i) {
     const WriteRun& run = runs[i];
+    const bool pool = run.kind == PageKind::kPool;
     WriteArgs args;
-    if (run.kind == PageKind::kPool) {
-      args.geometry = layer.pool;
-      args.k_page = layer.pool_k + run.k * layer.pool_page_bytes;
-      args.v_page = layer.pool_v + run.v * layer.pool_page_bytes;
-    } else {
-      args.geometry = layer.host;
-      args.k_page = run.k + layer.host_k;
-      args.v_page = run.v + layer.host_v;
-    }
+    args.geometry = pool ? layer.pool : layer.host;
     args.offset = run.offset;
     args.num_tokens = run.num_tokens;
-    args.key = At(call.key, dtype_, run.token, 0);
-    args.value = At(call.value, dtype_, run.token, 0);
     args.key_token_stride = call.key.token_stride;
     args.key_head_stride = call.key.head_stride;
     args.value_token_stride = call.value.token_stride;
     args.value_head_stride = call.value.head_stride;
-    kernels_->write_kv(args);
+    for (int group = 0; group < (pool ? 1 : layer.head_groups); ++group) {
+      if (pool) {
+        args.k_page = layer.pool_k + run.k * layer.pool_page_bytes;
+        args.v_page = layer.pool_v + run.v * layer.pool_page_bytes;
+      } else {
+        args.k_page = run.k + layer.host_k + group * layer.head_group_stride;
+        args.v_page = run.v + layer.host_v + group * layer.head_group_stride;
+      }
+      args.key = At(call.key, dtype_, run.token, group * args.geometry.kv_heads);
+      args.value = At(call.value, dtype_, run.token, group * args.geometry.kv_heads);
+      kernels_->write_kv(args);
+    }
   };
   if (call.plan->tokens_written * num_kv_heads_ <= kInlineRows) {
     for (size_t i = 0; i < runs.size(); ++i) write(0, i);
@@ -138,12 +147,16 @@ absl::Status AttentionWorker::Write(const LayerCall& call, absl::Span<const Writ
 
 void AttentionWorker::AttendPages(const LayerCall& call, const WorkItem& item, PageKind kind, Range pages, Range heads,
                                   const Tile& tile, Scratch& scratch) {
+  if (pages.size() == 0) return;
   const LayerPages& layer = *call.pages;
   const int group = call.params->num_query_heads / num_kv_heads_;
+  // A host page holds the heads of one head group, of which an item has one.
+  const int head_group = kind == PageKind::kPool ? 0 : heads.begin / layer.host.kv_heads;
+  const int first_head = head_group * layer.host.kv_heads;
   AttendArgs args;
   args.geometry = kind == PageKind::kPool ? layer.pool : layer.host;
-  args.k_base = kind == PageKind::kPool ? layer.pool_k : layer.host_k;
-  args.v_base = kind == PageKind::kPool ? layer.pool_v : layer.host_v;
+  args.k_base = kind == PageKind::kPool ? layer.pool_k : layer.host_k + head_group * layer.head_group_stride;
+  args.v_base = kind == PageKind::kPool ? layer.pool_v : layer.host_v + head_group * layer.head_group_stride;
   args.pages = scratch.pages;
   const uint64_t unit = kind == PageKind::kPool ? layer.pool_page_bytes : 1;
   const int64_t bytes_per_token = static_cast<int64_t>(heads.size()) * head_size_ * DTypeSize(dtype_);
@@ -152,14 +165,15 @@ void AttentionWorker::AttendPages(const LayerCall& call, const WorkItem& item, P
                                                              kMinChunkPages, kMaxChunkPages);
   for (int32_t next = pages.begin; next < pages.end;) {
     int32_t count = 0;
+    int64_t read_bytes[kNumTiers] = {};
     for (; next < pages.end && count < chunk_pages; ++next) {
       const PlanPage& page = call.plan->pages[next];
       const int32_t seen =
           std::min(page.first_position + page.num_tokens, tile.max_end) - std::max(page.first_position, tile.min_begin);
       if (seen <= 0) continue;
       scratch.pages[count++] = {page.k * unit, page.v * unit, page.first_position, page.num_tokens};
-      scratch.read_bytes[static_cast<int>(page.k_tier)] += seen * bytes_per_token;
-      scratch.read_bytes[static_cast<int>(page.v_tier)] += seen * bytes_per_token;
+      read_bytes[Index(page.k_tier)] += seen * bytes_per_token;
+      read_bytes[Index(page.v_tier)] += seen * bytes_per_token;
     }
     if (count == 0) continue;
     args.num_pages = count;
@@ -168,12 +182,16 @@ void AttentionWorker::AttendPages(const LayerCall& call, const WorkItem& item, P
       const int64_t query_head = tile.first_query_head + static_cast<int64_t>(head - heads.begin) * group;
       rows.q = At(call.query, dtype_, call.plan->sequences[item.sequence].query_start + tile.first_token, query_head);
       if (rows.alibi_slopes != nullptr) rows.alibi_slopes = call.params->alibi_slopes.data() + query_head;
-      args.kv_head = head;
+      args.kv_head = head - first_head;
       const int rows_per_head = rows.num_tokens * rows.group;
       if (kernels_->attend(rows, args, scratch.Rows((head - heads.begin) * rows_per_head), scratch.kernel.get()) ==
           KernelResult::kInfiniteLogit) {
         infinite_logit_.store(true, std::memory_order_relaxed);
       }
+    }
+    for (int tier = 0; tier < kNumTiers; ++tier) {
+      scratch.read_bytes[tier] += read_bytes[tier];
+      if (pacers_.of[tier] != nullptr) pacers_.of[tier]->Read(read_bytes[tier]);
     }
   }
 }
@@ -237,9 +255,26 @@ void AttentionWorker::AttendItem(const LayerCall& call, const WorkItem& item, Sc
   }
 }
 
-absl::Status AttentionWorker::Attend(const LayerCall& call, absl::Span<const WorkItem> items) {
-  const absl::Status status = ParallelFor(
-      *executor_, items.size(), [&](int worker, int64_t i) { AttendItem(call, items[i], *scratch_[worker]); });
+absl::Status AttentionWorker::Attend(const LayerCall& call, absl::Span<const WorkItem> items,
+                                     absl::Span<const int32_t> group_ends) {
+  for (const std::shared_ptr<Pacer>& pacer : pacers_.of) {
+    if (pacer != nullptr) pacer->Begin();
+  }
+  absl::Status status;
+  if (group_ends.size() <= 1) {
+    status = ParallelFor(*executor_, items.size(),
+                         [&](int worker, int64_t i) { AttendItem(call, items[i], *scratch_[worker]); });
+  } else {
+    const auto own = [&](int worker) { return scratch_[worker]->head_group = head_groups_.OfThisThread(worker); };
+    status = ParallelForShares(*executor_, group_ends, own, [&](int worker, int32_t i, int share) {
+      items_[share].fetch_add(1, std::memory_order_relaxed);
+      if (share != scratch_[worker]->head_group) remote_items_[share].fetch_add(1, std::memory_order_relaxed);
+      AttendItem(call, items[i], *scratch_[worker]);
+    });
+  }
+  for (const std::shared_ptr<Pacer>& pacer : pacers_.of) {
+    if (pacer != nullptr) pacer->Finish();
+  }
   for (const std::unique_ptr<Scratch>& scratch : scratch_) {
     for (int tier = 0; tier < kNumTiers; ++tier) {
       if (scratch->read_bytes[tier] == 0) continue;

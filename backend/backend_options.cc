@@ -17,6 +17,29 @@ absl::Status CheckRange(const char* field, int64_t value, int64_t low, int64_t h
       absl::StrCat("create backend: ", field, " is ", value, "; accepted: ", low, " to ", high));
 }
 
+// Rates so small or large that times would overflow are no rates.
+absl::Status CheckRate(const char* field, double value) {
+  constexpr double kLeast = 1e-6, kMost = 1e6;
+  if (value == 0 || (value >= kLeast && value <= kMost)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("create backend: ", field, " is ", value, "; accepted: 0 (unpaced), or ", kLeast, " to ", kMost));
+}
+
+// The CXL tier is one of a node, a device, or plain memory, and only the last may be slowed down to stand for CXL.
+absl::Status CheckCxl(const BackendOptions& o) {
+  if (o.cxl_node >= 0 && !o.cxl_device.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: cxl_node is ", o.cxl_node, " and cxl_device is '",
+                                                   o.cxl_device, "'; accepted: one of them, or neither"));
+  }
+  if (o.cxl_gigabytes_per_second > 0 && !CxlIsEmulated(o)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("create backend: cxl_gigabytes_per_second is ", o.cxl_gigabytes_per_second,
+                     " and the CXL tier is ", o.cxl_device.empty() ? absl::StrCat("node ", o.cxl_node) : o.cxl_device,
+                     "; accepted: 0, as only a tier of plain memory (cxl_node -1, no cxl_device) is paced"));
+  }
+  return absl::OkStatus();
+}
+
 int UsableCpus() {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -35,7 +58,10 @@ absl::Status Validate(const BackendOptions& o) {
            CheckRange("dram_bytes", o.dram_bytes, 0, INT64_MAX),
            CheckRange("cxl_bytes", o.cxl_bytes, 0, INT64_MAX),
            CheckRange("dram_node", o.dram_node, -1, 1023),
+           CheckRange("head_groups", o.head_groups, 0, kMaxShares),
            CheckRange("cxl_node", o.cxl_node, -1, 1023),
+           CheckRange("interleave_dram_weight", o.interleave_dram_weight, 1, 255),
+           CheckRange("interleave_cxl_weight", o.interleave_cxl_weight, 1, 255),
        }) {
     if (!status.ok()) return status;
   }
@@ -51,9 +77,20 @@ absl::Status Validate(const BackendOptions& o) {
     return absl::InvalidArgumentError(
         absl::StrCat("create backend: streaming_share is ", o.streaming_share, "; accepted: 0 to 1"));
   }
-  if (!(o.device_gigabytes_per_second >= 0)) {
-    return absl::InvalidArgumentError(absl::StrCat("create backend: device_gigabytes_per_second is ",
-                                                   o.device_gigabytes_per_second, "; accepted: 0 (unpaced) or more"));
+  for (const absl::Status& status : {
+           CheckRate("device_gigabytes_per_second", o.device_gigabytes_per_second),
+           CheckRate("dram_gigabytes_per_second", o.dram_gigabytes_per_second),
+           CheckRate("cxl_gigabytes_per_second", o.cxl_gigabytes_per_second),
+           CheckCxl(o),
+       }) {
+    if (!status.ok()) return status;
+  }
+  constexpr double kLeastMoverRate = 1e-3, kMostMoverRate = 1e6;  // bounds with which times cannot overflow
+  if (o.mover_gigabytes_per_second != 0 &&
+      !(o.mover_gigabytes_per_second >= kLeastMoverRate && o.mover_gigabytes_per_second <= kMostMoverRate)) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: mover_gigabytes_per_second is ",
+                                                   o.mover_gigabytes_per_second, "; accepted: 0 (no migrations), or ",
+                                                   kLeastMoverRate, " to ", kMostMoverRate));
   }
   if (!(o.timeout > absl::ZeroDuration())) {
     return absl::InvalidArgumentError(absl::StrCat("create backend: timeout is ", absl::FormatDuration(o.timeout),
@@ -71,18 +108,26 @@ absl::Status Validate(const BackendOptions& o) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(const BackendOptions& o) {
-  const bool team =
+absl::StatusOr<std::unique_ptr<Executor>> CreateTeam(const BackendOptions& o) {
+  const bool wanted =
       o.executor == ExecutorKind::kOpenMp || (o.executor == ExecutorKind::kAuto && o.device_kind == DeviceKind::kCpu);
-  if (team) {
-    absl::StatusOr<std::unique_ptr<Executor>> executor = CreateOpenMpExecutor(o.num_threads);
-    if (executor.ok() || o.executor == ExecutorKind::kOpenMp) return executor;
-  }
+  if (!wanted) return nullptr;
+  absl::StatusOr<std::unique_ptr<Executor>> team = CreateOpenMpExecutor(o.num_threads);
+  if (!team.ok() && o.executor == ExecutorKind::kAuto) return nullptr;
+  return team;
+}
+
+absl::StatusOr<std::unique_ptr<Executor>> CreatePool(const BackendOptions& o, const HeadGroups& head_groups) {
   PoolExecutorOptions pool;
   const int cpus = o.cpus.empty() ? UsableCpus() : static_cast<int>(o.cpus.size());
   const int taken = o.device_kind == DeviceKind::kEmulated ? o.device_threads : 0;
   pool.num_workers = o.num_threads > 0 ? o.num_threads : std::max(1, cpus - taken);
-  pool.cpus = o.cpus;
+  for (const int cpu : o.cpus) pool.cpus.push_back({cpu});
+  if (o.cpus.empty()) {
+    for (const std::vector<int>& node : head_groups.cpus) {
+      if (!node.empty()) pool.cpus.push_back(node);
+    }
+  }
   pool.timeout = o.timeout;
   return CreatePoolExecutor(pool);
 }

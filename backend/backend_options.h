@@ -4,12 +4,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "backend/executor.h"
+#include "backend/head_groups.h"
 #include "kernels/dtype.h"
 #include "kernels/isa.h"
 
@@ -19,6 +21,8 @@ namespace hybridgen {
 enum class DeviceKind : uint8_t { kCpu = 0, kEmulated = 1, kCuda = 2 };
 enum class Binding : uint8_t { kIdentity = 0, kTiered = 1 };
 enum class ExecutorKind : uint8_t { kAuto = 0, kOpenMp = 1, kPool = 2 };
+// The policies of memory/placement.h, or the choice among them.
+enum class PlacementChoice : uint8_t { kAuto = 0, kRole = 1, kProportional = 2, kInterleave = 3 };
 
 struct BackendOptions {
   DeviceKind device_kind = DeviceKind::kCpu;
@@ -37,17 +41,31 @@ struct BackendOptions {
   int64_t dram_bytes = 0;      // host tiers, all layers together
   int64_t cxl_bytes = 0;
   int dram_node = -1;
+  int head_groups = 0;  // parts of the KV heads with a DRAM node each (head_groups.h); 0: as the machine is
   int cxl_node = -1;
+  std::string cxl_device;  // "/dev/daxX.Y": the CXL tier is this device's memory; empty: none
+  PlacementChoice placement = PlacementChoice::kAuto;
+  int interleave_dram_weight = 1;  // pages to DRAM for every interleave_cxl_weight pages to CXL
+  int interleave_cxl_weight = 1;
+  // Rates that the CPU worker's reads of a tier are paced to, so that it stands for slower memory; 0: unpaced.
+  double dram_gigabytes_per_second = 0;
+  double cxl_gigabytes_per_second = 0;  // only where the CXL tier is plain memory
   double streaming_share = 0;
   double device_gigabytes_per_second = 0;
+  double mover_gigabytes_per_second = 0;  // budget of migrations between host tiers; 0: none are made
   absl::Duration timeout = absl::Seconds(60);
 };
+
+// Whether the CXL tier is plain memory, which stands for CXL.
+inline bool CxlIsEmulated(const BackendOptions& options) { return options.cxl_node < 0 && options.cxl_device.empty(); }
 
 // Errors: InvalidArgument naming field, value and accepted values; Unimplemented for what this build lacks.
 absl::Status Validate(const BackendOptions& options);
 
-// The CPU worker's executor: the process's OpenMP team or a pool of our own.
-absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(const BackendOptions& options);
+// The process's OpenMP team as the CPU worker's executor; null where a pool of our own is to be it.
+absl::StatusOr<std::unique_ptr<Executor>> CreateTeam(const BackendOptions& options);
+// The pool. Its threads are dealt to the groups' CPUs if the options name none.
+absl::StatusOr<std::unique_ptr<Executor>> CreatePool(const BackendOptions& options, const HeadGroups& head_groups);
 
 }  // namespace hybridgen
 

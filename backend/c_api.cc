@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "backend/hybridgen.h"
 #include "backend/paged_attention_backend.h"
@@ -142,6 +143,7 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
            ReadEnum("binding", c->binding, 1, "0 (identity), 1 (tiered)", o.binding),
            ReadEnum("executor", c->executor, 2, "0 (auto), 1 (openmp), 2 (pool)", o.executor),
            ReadEnum("dtype", c->dtype, 2, "0 (float32), 1 (float16), 2 (bfloat16)", o.dtype),
+           ReadEnum("placement", c->placement, 3, "0 (auto), 1 (role), 2 (proportional), 3 (interleave)", o.placement),
        }) {
     if (!status.ok()) return status;
   }
@@ -160,8 +162,15 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
   o.cxl_bytes = c->cxl_bytes;
   o.dram_node = c->dram_node;
   o.cxl_node = c->cxl_node;
+  o.interleave_dram_weight = c->interleave_dram_weight == 0 ? 1 : c->interleave_dram_weight;
+  o.interleave_cxl_weight = c->interleave_cxl_weight == 0 ? 1 : c->interleave_cxl_weight;
+  if (c->cxl_device != nullptr) o.cxl_device = c->cxl_device;
+  o.dram_gigabytes_per_second = c->dram_gigabytes_per_second;
+  o.cxl_gigabytes_per_second = c->cxl_gigabytes_per_second;
   o.streaming_share = c->streaming_share;
   o.device_gigabytes_per_second = c->device_gigabytes_per_second;
+  o.mover_gigabytes_per_second = c->mover_gigabytes_per_second;
+  o.head_groups = c->head_groups;
   if (c->timeout_seconds != 0) {
     constexpr double kMaxSeconds = 1e6;
     if (!(c->timeout_seconds > 0 && c->timeout_seconds <= kMaxSeconds)) {
@@ -190,6 +199,18 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
 hybridgen::TensorView View(const hg_tensor* tensor) {
   if (tensor == nullptr) return {};
   return {tensor->data, tensor->token_stride, tensor->head_stride};
+}
+
+// Copies the text that `read` returns; a wrong buffer is refused before anything is read.
+hg_status GiveTopology(char* buffer, size_t capacity, size_t* needed,
+                       absl::FunctionRef<absl::StatusOr<std::string>()> read) {
+  return Guard("memory topology", [&]() -> absl::Status {
+    if (absl::Status status = CheckBuffer("memory topology", buffer, capacity, needed); !status.ok()) return status;
+    const absl::StatusOr<std::string> json = read();
+    if (!json.ok()) return json.status();
+    CopyText(*json, buffer, capacity, needed);
+    return absl::OkStatus();
+  });
 }
 
 }  // namespace
@@ -390,14 +411,14 @@ hg_status hg_backend_stats_json(hg_backend* backend, char* buffer, size_t capaci
 
 hg_status hg_topology_json(const char* root, const char* override_kinds, char* buffer, size_t capacity,
                            size_t* needed) {
-  return Guard("memory topology", [&]() -> absl::Status {
-    if (absl::Status status = CheckBuffer("memory topology", buffer, capacity, needed); !status.ok()) return status;
-    const absl::StatusOr<std::string> json =
-        hybridgen::TopologyJson(root == nullptr ? "" : root, override_kinds == nullptr ? "" : override_kinds);
-    if (!json.ok()) return json.status();
-    CopyText(*json, buffer, capacity, needed);
-    return absl::OkStatus();
+  return GiveTopology(buffer, capacity, needed, [&] {
+    return hybridgen::TopologyJson(root == nullptr ? "" : root, override_kinds == nullptr ? "" : override_kinds);
   });
+}
+
+hg_status hg_topology_measured_json(const char* override_kinds, char* buffer, size_t capacity, size_t* needed) {
+  return GiveTopology(buffer, capacity, needed,
+                      [&] { return hybridgen::MeasuredTopologyJson(override_kinds == nullptr ? "" : override_kinds); });
 }
 
 hg_status hg_backend_set_streaming_share(hg_backend* backend, double share) {

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "backend/attention_worker.h"
+#include "backend/pacer.h"
 #include "backend/pool_executor.h"
 
 namespace hybridgen {
@@ -57,12 +58,7 @@ struct Queue {
     absl::Status status = worker->Write(call, call.plan->pool_writes);
     if (!AwaitHost(&host_written)) return absl::CancelledError("emulated device: stopped");
     const Clock::time_point begin = Clock::now();
-    const int64_t before = ReadBytes();
     if (status.ok()) status = worker->Attend(call, call.plan->device_items);
-    if (options.gigabytes_per_second > 0) {
-      const double least = static_cast<double>(ReadBytes() - before) / (options.gigabytes_per_second * 1e9);
-      std::this_thread::sleep_for(std::chrono::duration<double>(least - SecondsSince(begin)));
-    }
     const double attended = SecondsSince(begin);
     if (!AwaitHost(&host_attended)) return absl::CancelledError("emulated device: stopped");
     const Clock::time_point merging = Clock::now();
@@ -71,12 +67,6 @@ struct Queue {
     seconds.attend += attended;
     seconds.merge += SecondsSince(merging);
     return status;
-  }
-
-  int64_t ReadBytes() const {
-    int64_t bytes = 0;
-    for (int tier = 0; tier < kNumTiers; ++tier) bytes += worker->read_bytes(static_cast<Tier>(tier));
-    return bytes;
   }
 
   void Loop() {
@@ -94,7 +84,9 @@ struct Queue {
         status = RunLayer(*command.call);
       } else {
         const Clock::time_point begin = Clock::now();
-        status = options.copier->Run(command.copies, *executor);
+        if (!options.copier->Run(command.copies, *executor).ok()) {
+          for (CopyTask& task : command.copies) task.outcome = CopyOutcome::kAbandoned;
+        }
         std::lock_guard<std::mutex> lock(mutex);
         seconds.transfer += SecondsSince(begin);
       }
@@ -223,11 +215,17 @@ absl::StatusOr<std::unique_ptr<DeviceWorker>> CreateEmulatedDevice(const Emulate
   pool.timeout = options.timeout;
   absl::StatusOr<std::unique_ptr<Executor>> executor = CreatePoolExecutor(pool);
   if (!executor.ok()) return executor.status();
+  TierPacers pacers;
+  if (options.gigabytes_per_second > 0) {
+    // One rate for all that the device reads, streamed host pages included.
+    pacers.of[Index(Tier::kDevice)] = std::make_shared<Pacer>(options.gigabytes_per_second);
+    pacers.of[Index(Tier::kDram)] = pacers.of[Index(Tier::kCxl)] = pacers.of[Index(Tier::kDevice)];
+  }
   auto queue = std::make_shared<Queue>();
   queue->options = options;
   queue->executor = *std::move(executor);
   queue->worker = std::make_unique<AttentionWorker>(queue->executor.get(), options.kernels, options.dtype,
-                                                    options.head_size, options.num_kv_heads);
+                                                    options.head_size, options.num_kv_heads, std::move(pacers));
   auto device = std::make_unique<EmulatedDevice>(std::move(queue));
   if (absl::Status status = device->Start(); !status.ok()) return status;
   return device;

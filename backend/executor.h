@@ -2,11 +2,13 @@
 #ifndef BACKEND_EXECUTOR_H_
 #define BACKEND_EXECUTOR_H_
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 
 namespace hybridgen {
 
@@ -42,6 +44,38 @@ absl::Status ParallelFor(Executor& executor, int64_t count, const Fn& fn) {
       fn(worker, i);
     }
   });
+}
+
+constexpr int kMaxShares = 16;
+
+// Calls fn(worker, i, share) for every i in [0, ends.back()), where share s is [ends[s - 1], ends[s]). A worker takes
+// from its own share, which own(worker) says, until that is exhausted, and then from the others: each share is handed
+// out by a counter of its own. At most kMaxShares.
+template <typename Own, typename Fn>
+absl::Status ParallelForShares(Executor& executor, absl::Span<const int32_t> ends, const Own& own, const Fn& fn) {
+  struct alignas(64) Counter {  // no two share a cache line
+    std::atomic<int32_t> next{0};
+  };
+  std::array<Counter, kMaxShares> counters;
+  const int shares = static_cast<int>(ends.size());
+  for (int s = 1; s < shares; ++s) counters[s].next.store(ends[s - 1], std::memory_order_relaxed);
+  const auto work = [&](int worker) {
+    const int first = own(worker);
+    for (int k = 0; k < shares; ++k) {
+      const int share = (first + k) % shares;
+      std::atomic<int32_t>& next = counters[share].next;
+      for (int32_t i = next.fetch_add(1, std::memory_order_relaxed); i < ends[share];
+           i = next.fetch_add(1, std::memory_order_relaxed)) {
+        fn(worker, i, share);
+      }
+    }
+  };
+  if (shares == 0 || ends.back() == 0) return absl::OkStatus();
+  if (ends.back() == 1 || executor.num_workers() == 1) {
+    work(0);
+    return absl::OkStatus();
+  }
+  return executor.Run(work);
 }
 
 }  // namespace hybridgen

@@ -1,40 +1,97 @@
 #include "backend/host_tiers.h"
 
 #include <algorithm>
-#include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
 namespace hybridgen {
 namespace {
 
-absl::StatusOr<std::unique_ptr<Arena>> Reserve(int64_t bytes, int node, const std::string& name) {
-  ArenaOptions options;
-  options.node = node;
-  options.name = name;
-  return Arena::Create(bytes, options);
-}
+int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// A head group's arena, at the same place in the addresses of each group.
+struct Part {
+  Tier tier = Tier::kDram;
+  PageRole role = PageRole::kKey;
+  int64_t offset = 0;
+  int64_t bytes = 0;
+};
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HostTiers>> HostTiers::Create(const HostTiersOptions& options) {
   auto tiers = std::unique_ptr<HostTiers>(new HostTiers(options));
+  const int groups = static_cast<int>(options.dram_nodes.size());
+  ArenaOptions device = options.arena;
+  device.dax_device = options.cxl_device;
+  const absl::StatusOr<int64_t> cxl_alignment = Arena::Alignment(device);
+  if (!cxl_alignment.ok()) return cxl_alignment.status();
+
+  std::vector<Part> parts;
+  int64_t end = 0;
   for (const Tier tier : {Tier::kDram, Tier::kCxl}) {
-    const int* pages = tier == Tier::kDram ? options.dram_pages : options.cxl_pages;
-    const int node = tier == Tier::kDram ? options.dram_node : options.cxl_node;
-    for (int role = 0; role < kNumRoles; ++role) {
-      if (pages[role] == 0) continue;
-      absl::StatusOr<std::unique_ptr<Arena>> arena = Reserve(
-          pages[role] * options.page_bytes[role], node, absl::StrCat(TierName(tier), role == 0 ? " keys" : " values"));
-      if (!arena.ok()) return arena.status();
-      tiers->base_[static_cast<int>(tier)][role] = reinterpret_cast<uint64_t>((*arena)->data());
-      tiers->arenas_[static_cast<int>(tier)][role] = *std::move(arena);
+    const int64_t alignment = tier == Tier::kCxl ? *cxl_alignment : kHugePageBytes;
+    for (const PageRole role : kPageRoles) {
+      const int64_t page_bytes = tiers->group_page_bytes_[Index(role)] = options.page_bytes[Index(role)] / groups;
+      const int64_t pages = (tier == Tier::kCxl ? options.cxl_pages : options.dram_pages)[Index(role)];
+      if (pages == 0) continue;
+      parts.push_back({tier, role, RoundUp(end, alignment), RoundUp(pages * page_bytes, alignment)});
+      end = parts.back().offset + parts.back().bytes;
     }
   }
-  absl::StatusOr<std::unique_ptr<Arena>> zero =
-      Reserve(std::max(options.page_bytes[0], options.page_bytes[1]), /*node=*/-1, "zero page");
-  if (!zero.ok()) return zero.status();
-  tiers->zero_ = *std::move(zero);
+  const int64_t zero_offset = end;
+  const int64_t zero_bytes =
+      RoundUp(std::max(tiers->group_page_bytes_[0], tiers->group_page_bytes_[1]), kHugePageBytes);
+  const int64_t stride = RoundUp(zero_offset + zero_bytes, *cxl_alignment);
+  tiers->head_group_stride_ = stride;
+
+  // What is left at the end is addresses only, so that the last arena can be taken too.
+  absl::StatusOr<std::unique_ptr<AddressRange>> range =
+      AddressRange::Reserve(groups * stride + kHugePageBytes, *cxl_alignment);
+  if (!range.ok()) return range.status();
+  const uint64_t begin = reinterpret_cast<uint64_t>((*range)->span().data());
+  for (const Part& part : parts) tiers->base_[Index(part.tier)][Index(part.role)] = begin + part.offset;
+  tiers->zero_page_ = begin + zero_offset;
+  const auto create = [&](ArenaOptions arena, int64_t offset, int64_t bytes) -> absl::StatusOr<std::unique_ptr<Arena>> {
+    const int64_t gap = begin + offset - reinterpret_cast<uint64_t>((*range)->span().data());
+    if (gap > 0) {
+      if (absl::Status status = (*range)->Take(gap).status(); !status.ok()) return status;
+    }
+    arena.within = range->get();
+    return Arena::Create(bytes, arena);
+  };
+
+  int64_t device_offset = 0;  // the arenas share the device, one behind the other
+  for (int group = 0; group < groups; ++group) {
+    const std::string suffix = groups > 1 ? absl::StrCat(" of head group ", group) : "";
+    for (const Part& part : parts) {
+      const bool cxl = part.tier == Tier::kCxl;
+      ArenaOptions arena = options.arena;
+      arena.name = absl::StrCat(TierName(part.tier), part.role == PageRole::kKey ? " keys" : " values", suffix);
+      arena.node = cxl ? options.cxl_node : options.dram_nodes[group];
+      if (cxl) {
+        arena.dax_device = options.cxl_device;
+        arena.dax_offset = device_offset;
+      }
+      absl::StatusOr<std::unique_ptr<Arena>> memory = create(arena, group * stride + part.offset, part.bytes);
+      if (!memory.ok()) return memory.status();
+      if (cxl && !options.cxl_device.empty()) device_offset += (*memory)->bytes();
+      TierArena entry{part.tier, part.role, group, *std::move(memory), {}};
+      if (options.registrar != nullptr) {
+        absl::StatusOr<RegistrationReport> report = entry.memory->Register(*options.registrar);
+        if (!report.ok()) return report.status();
+        entry.pin = report->pin;
+      }
+      tiers->arenas_.push_back(std::move(entry));
+    }
+    ArenaOptions zero = options.arena;
+    zero.name = absl::StrCat("zero page", suffix);
+    zero.node = options.dram_nodes[group];
+    absl::StatusOr<std::unique_ptr<Arena>> zeros = create(zero, group * stride + zero_offset, zero_bytes);
+    if (!zeros.ok()) return zeros.status();
+    tiers->zeros_.push_back(*std::move(zeros));
+  }
   return tiers;
 }
 

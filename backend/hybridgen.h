@@ -53,6 +53,14 @@ typedef enum hg_executor {
   HG_EXECUTOR_POOL = 2
 } hg_executor;
 
+/* How the pages of the host tiers are placed (docs/block_manager.md). */
+typedef enum hg_placement {
+  HG_PLACEMENT_AUTO = 0,         /* proportional where the bandwidths of both tiers are known, else role */
+  HG_PLACEMENT_ROLE = 1,         /* K in DRAM first; V in what DRAM has left, then CXL */
+  HG_PLACEMENT_PROPORTIONAL = 2, /* K in DRAM first; V spread so that DRAM and CXL finish together */
+  HG_PLACEMENT_INTERLEAVE = 3    /* both roles by weight, as the kernel interleaves: to compare with */
+} hg_placement;
+
 typedef enum hg_isa { HG_ISA_AUTO = -1, HG_ISA_PORTABLE = 0, HG_ISA_AVX2 = 1, HG_ISA_AVX512 = 2 } hg_isa;
 
 typedef struct hg_backend hg_backend;
@@ -81,6 +89,16 @@ typedef struct hg_config {
   double timeout_seconds;             /* watchdog of every wait; 0: 60 */
   const int32_t* cpus;                /* [num_cpus] own threads are pinned to these CPUs; null: not pinned. Copied. */
   int32_t num_cpus;
+  int32_t reserved;               /* was padding; not read */
+  int32_t placement;              /* hg_placement */
+  int32_t interleave_dram_weight; /* pages to DRAM for every interleave_cxl_weight pages to CXL; 0: 1 */
+  int32_t interleave_cxl_weight;
+  const char* cxl_device;            /* "/dev/daxX.Y": the CXL tier is this device's memory; null: none. Copied. */
+  double dram_gigabytes_per_second;  /* pace the CPU worker's reads of the tier, which then counts as emulated; */
+  double cxl_gigabytes_per_second;   /* CXL only where it is plain memory (no cxl_node, no cxl_device); 0: unpaced */
+  double mover_gigabytes_per_second; /* budget of migrations between host tiers; 0: none are made */
+  int32_t head_groups; /* parts of the KV heads, each with a DRAM node of its own; 0: one for each DRAM node with CPUs;
+                          a number that the machine does not have is emulated, without binding */
 } hg_config;
 
 HG_EXPORT int32_t hg_abi_version(void);
@@ -192,11 +210,16 @@ HG_EXPORT hg_status hg_backend_stats_json(hg_backend* backend, char* buffer, siz
 /* Sets the streaming share f for the steps planned from now on. */
 HG_EXPORT hg_status hg_backend_set_streaming_share(hg_backend* backend, double share);
 
-/* The machine's memory nodes, memory devices and GPUs as JSON (docs/topology.md); needs no backend. root: directory
- * that holds sys and proc, null: this machine's. override_kinds: kinds that the operator says, such as "2:cxl,3:hbm",
- * null: none. The buffer is as hg_backend_stats_json's. */
+/* The machine's memory nodes, memory devices and GPUs, and which of them the tiers should take, as JSON
+ * (docs/topology.md); needs no backend. root: directory that holds sys and proc, null: this machine's. override_kinds:
+ * kinds that the operator says, such as "2:cxl,3:hbm", null: none. The buffer is as hg_backend_stats_json's. */
 HG_EXPORT hg_status hg_topology_json(const char* root, const char* override_kinds, char* buffer, size_t capacity,
                                      size_t* needed);
+
+/* The same of this machine, with its nodes measured: up to a second at every call. A first call with a buffer of some
+ * hundred KiB saves the second. */
+HG_EXPORT hg_status hg_topology_measured_json(const char* override_kinds, char* buffer, size_t capacity,
+                                              size_t* needed);
 
 #ifdef __cplusplus
 } /* extern "C" */

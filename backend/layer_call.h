@@ -33,6 +33,10 @@ struct LayerPages {
   PageGeometry host;
   uint64_t host_k = 0;
   uint64_t host_v = 0;
+  // KV heads form this many groups of equal size, each with pages of its own, which hold host.kv_heads heads: those of
+  // group g lie g * head_group_stride bytes behind those of group 0.
+  int head_groups = 1;
+  uint64_t head_group_stride = 0;
 };
 
 // [tokens][heads][head_size], dims contiguous, strides in elements. Borrowed for the call.

@@ -24,11 +24,14 @@ class PageCopier {
   // block manager: that is the planning thread's.
   absl::Status Run(absl::Span<const CopyTask> tasks, Executor& executor) const;
 
-  // Bytes that a task moves, counted once per direction.
-  int64_t Bytes(const CopyTask& task) const;
+  // The parts of a copy: one stored layer of the task's block.
+  int num_layers() const { return static_cast<int>(layers_.size()); }
+  void CopyLayer(const CopyTask& task, int layer) const;
+  // Bytes that CopyLayer writes, at most.
+  int64_t LayerBytes(const CopyTask& task) const;
 
  private:
-  void CopyLayer(const CopyTask& task, const LayerPages& layer) const;
+  void CopyHeadGroup(const CopyTask& task, const LayerPages& layer, int group) const;
 
   const KernelSet* const kernels_;
   const HostTiers* const host_;

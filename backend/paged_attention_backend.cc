@@ -10,12 +10,13 @@
 #include "backend/attention_worker.h"
 #include "backend/copy_sink.h"
 #include "backend/emulated_device.h"
-#include "backend/page_copier.h"
+#include "backend/mover.h"
+#include "backend/pacer.h"
 #include "backend/statistics.h"
 #include "kernels/cpu_features.h"
 #include "kernels/kernel_table.h"
-#include "memory/memory_budget.h"
-#include "memory/placement.h"
+#include "memory/node_probe.h"
+#include "memory/topology.h"
 #include "scheduler/step_knobs.h"
 
 namespace hybridgen {
@@ -25,31 +26,33 @@ using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Bytes of KV that one step may publish or recall: bounds the mover to about one step's worth of a prefill chunk.
+// Bytes of KV that one step may publish or recall: about one step's worth of a prefill chunk.
 constexpr int64_t kCopyBytesPerStep = 64 << 20;
-// Bounds with which addresses of a tensor cannot overflow.
-constexpr int64_t kMaxBlocks = int64_t{1} << 30;
+// Largest stride with which addresses of a tensor cannot overflow.
 constexpr int64_t kMaxStride = int64_t{1} << 30;  // elements
-// Share of the device tier that is kept free or evictable without a copy.
-constexpr int kWatermarkDivisor = 4;
 
-// A tier larger than what may be reserved is refused even where the engine would use less of it: the size is a mistake.
-absl::Status CheckTierFits(const char* field, int64_t bytes, int node) {
-  const MemoryBudget budget = ReadMemoryBudget(node);
-  if (!budget.bytes.has_value() || bytes <= *budget.bytes) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat("bind tiered: ", field, " is ", bytes, "; accepted: 0 to ",
-                                                   *budget.bytes, ", which is what may be reserved now (limited by ",
-                                                   budget.limited_by, ")"));
+// How the CPU worker's reads of each tier are paced.
+TierPacers CpuPacers(const BackendOptions& options) {
+  TierPacers pacers;
+  const auto pacer = [](double rate) { return rate > 0 ? std::make_shared<Pacer>(rate) : nullptr; };
+  pacers.of[Index(Tier::kDram)] = pacer(options.dram_gigabytes_per_second);
+  pacers.of[Index(Tier::kCxl)] = pacer(options.cxl_gigabytes_per_second);
+  // In the `cpu` kind the engine's tensor is DRAM too.
+  if (options.device_kind == DeviceKind::kCpu) pacers.of[Index(Tier::kDevice)] = pacers.of[Index(Tier::kDram)];
+  return pacers;
 }
 
 class BackendImpl final : public PagedAttentionBackend {
  public:
-  BackendImpl(const BackendOptions& options, const KernelSet* kernels, std::unique_ptr<Executor> executor)
+  BackendImpl(const BackendOptions& options, const KernelSet* kernels, std::unique_ptr<Executor> executor,
+              const HeadGroups& head_groups)
       : o_(options),
         id_(NextId()),
         kernels_(kernels),
+        head_groups_(head_groups),
         executor_(std::move(executor)),
-        cpu_(executor_.get(), kernels, options.dtype, options.head_size, options.num_kv_heads) {
+        cpu_(executor_.get(), kernels, options.dtype, options.head_size, options.num_kv_heads, CpuPacers(options),
+             head_groups) {
     StepKnobs knobs;
     knobs.streaming_share = o_.streaming_share;
     SetKnobs(knobs);
@@ -121,10 +124,10 @@ class BackendImpl final : public PagedAttentionBackend {
   absl::Status BindTiered(const TieredPool& pool) override;
 
   absl::StatusOr<BlockTableMirror*> Mirror() override {
-    if (mirror_ == nullptr) {
+    if (tiered_ == nullptr) {
       return absl::FailedPreconditionError("update requests: the backend is not bound yet; call bind tiered first");
     }
-    return mirror_.get();
+    return tiered_->mirror.get();
   }
 
   absl::Status PlanStep(const StepBatch& batch, Plan& plan) override {
@@ -132,8 +135,10 @@ class BackendImpl final : public PagedAttentionBackend {
       return absl::FailedPreconditionError("plan step: the backend is not bound yet; call bind tiered first");
     }
     BackendOf(plan) = 0;  // not runnable unless planning succeeds
+    if (tiered_ != nullptr) tiered_->watch->Tick(Clock::now());
     knobs_ = policy_->Next(TakeTimings());
     limits_.split.num_kv_heads = o_.num_kv_heads;
+    limits_.split.head_groups = head_groups_.count;
     limits_.split.cpu_workers = executor_->num_workers();
     limits_.split.device_workers = device_ == nullptr ? 0 : device_->num_workers();
     limits_.split.max_tile_rows = kMaxTileRows;
@@ -173,21 +178,6 @@ class BackendImpl final : public PagedAttentionBackend {
     return next.fetch_add(1, std::memory_order_relaxed);
   }
 
-  PageGeometry HostGeometry() const {
-    PageGeometry g;
-    g.format = PageFormat::kPackedV1;
-    g.dtype = o_.dtype;
-    g.page_tokens = o_.block_size;
-    g.kv_heads = o_.num_kv_heads;
-    g.head_size = o_.head_size;
-    return g;
-  }
-
-  // Bytes of one block of one layer in the engine's tensor, K and V.
-  int64_t PoolPageBytes() const {
-    return static_cast<int64_t>(2 * DTypeSize(o_.dtype)) * o_.num_kv_heads * o_.block_size * o_.head_size;
-  }
-
   void SetKnobs(const StepKnobs& knobs) {
     knobs_ = knobs;
     policy_ = std::make_unique<FixedKnobs>(knobs);
@@ -198,6 +188,7 @@ class BackendImpl final : public PagedAttentionBackend {
   BackendOptions o_;
   const uint64_t id_;
   const KernelSet* const kernels_;
+  const HeadGroups head_groups_;
   const std::unique_ptr<Executor> executor_;
   AttentionWorker cpu_;
   std::vector<Layer> layers_;
@@ -211,16 +202,12 @@ class BackendImpl final : public PagedAttentionBackend {
   int64_t forward_calls_ = 0;
   double cpu_seconds_ = 0;
   double wait_seconds_ = 0;
-  int64_t num_stored_ = 0;  // layers with KV of their own
-  // Tiered binding, in order of construction.
-  TieredPool tiered_pool_;
-  std::unique_ptr<HostTiers> host_;
-  std::unique_ptr<BlockManager> blocks_;
-  std::unique_ptr<BlockTableMirror> mirror_;
-  std::shared_ptr<const PageCopier> copier_;
-  std::unique_ptr<DeviceWorker> device_;  // null in the `cpu` kind
+  // In order of construction.
+  std::unique_ptr<TieredBinding> tiered_;  // null in the identity binding, and before the bind
+  std::unique_ptr<DeviceWorker> device_;   // null in the `cpu` kind
   std::unique_ptr<InlineCopies> inline_copies_;
   std::unique_ptr<CopySink> device_copies_;
+  std::unique_ptr<Mover> mover_;  // null: no migrations
   std::unique_ptr<StepPlanner> planner_;
 };
 
@@ -246,8 +233,7 @@ absl::Status BackendImpl::BindIdentity(const IdentityPool& pool) {
   }
   Layer& layer = layers_[pool.layer];
   LayerPages& pages = layer.pages;
-  pages.pool = HostGeometry();
-  pages.pool.format = PageFormat::kStrided;
+  pages.pool = GeometryOf(o_, PageFormat::kStrided);
   pages.pool.k_head_stride = pages.pool.v_head_stride = pool.head_stride;
   pages.pool.k_token_stride = pages.pool.v_token_stride = pool.token_stride;
   pages.pool_k = reinterpret_cast<uint64_t>(pool.data);
@@ -262,129 +248,47 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
   if (o_.binding != Binding::kTiered) {
     return absl::FailedPreconditionError("bind tiered: the backend was created for the identity binding");
   }
-  if (planner_ != nullptr) {
+  if (tiered_ != nullptr) {
     // The engine may bind the same tensor again; anything else would move pages under running requests.
-    if (pool.data == tiered_pool_.data && pool.bytes == tiered_pool_.bytes &&
-        pool.num_blocks == tiered_pool_.num_blocks) {
-      return absl::OkStatus();
-    }
+    if (pool == tiered_->pool) return absl::OkStatus();
     return absl::FailedPreconditionError("bind tiered: already bound to another tensor; create a new backend");
   }
-  if (layers_.empty() || pool.data.size() != layers_.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("bind tiered: ", pool.data.size(), " regions for ", layers_.size(),
-                                                   " layers; accepted: one region for each added layer"));
-  }
-  if (pool.num_blocks < 2 || pool.num_blocks > kMaxBlocks) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("bind tiered: num_blocks is ", pool.num_blocks, "; accepted: 2 to ", kMaxBlocks));
-  }
-  if (pool.bytes < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("bind tiered: bytes is ", pool.bytes, "; accepted: 0 or more"));
-  }
-  std::vector<void*> stored;  // distinct regions, in the order of their first layer
-  for (size_t i = 0; i < pool.data.size(); ++i) {
-    if (pool.data[i] == nullptr) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("bind tiered: data[", i, "] is null; accepted: the layer's region"));
-    }
-    if (std::find(stored.begin(), stored.end(), pool.data[i]) == stored.end()) stored.push_back(pool.data[i]);
-  }
-
-  for (const absl::Status& status : {CheckTierFits("dram_bytes", o_.dram_bytes, o_.dram_node),
-                                     CheckTierFits("cxl_bytes", o_.cxl_bytes, o_.cxl_node)}) {
-    if (!status.ok()) return status;
-  }
-
-  const int64_t element = DTypeSize(o_.dtype);
-  const int64_t device_page = PoolPageBytes();
-  const int64_t host_page = PackedPageBytes(o_.dtype, o_.num_kv_heads, o_.block_size, o_.head_size);
-  const int64_t num_stored = static_cast<int64_t>(stored.size());
-
-  BlockManagerOptions manager;
-  manager.num_blocks = static_cast<int>(pool.num_blocks);
-  manager.block_size = o_.block_size;
-  manager.device_pages = static_cast<int>(std::min(pool.bytes / device_page, pool.num_blocks - 1));
-  manager.publish_mode = o_.device_kind == DeviceKind::kCpu ? PublishMode::kMove : PublishMode::kCopy;
-  manager.publish_lag_tokens = o_.speculative_tokens + 1;
-  manager.device_low_watermark = manager.device_pages / kWatermarkDivisor;
-
-  PlacementRequest request;
-  request.dram_bytes = o_.dram_bytes;
-  request.cxl_bytes = o_.cxl_bytes;
-  request.page_bytes[0] = request.page_bytes[1] = host_page * num_stored;
-  request.blocks = pool.num_blocks - 1;
-  absl::StatusOr<Placement> placement = PlaceHostPages(request);
-  if (!placement.ok()) return placement.status();
-  if (manager.device_pages + placement->host_blocks < pool.num_blocks - 1) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("bind tiered: the engine has ", pool.num_blocks - 1, " blocks of ", 2 * host_page * num_stored,
-                     " bytes; the device tier holds ", manager.device_pages, " and the host tiers ",
-                     placement->host_blocks, " (dram_bytes ", o_.dram_bytes, ", cxl_bytes ", o_.cxl_bytes,
-                     "); raise dram_bytes or cxl_bytes, or give the engine fewer blocks"));
-  }
-  HostTiersOptions tiers;
-  for (int role = 0; role < kNumRoles; ++role) {
-    tiers.page_bytes[role] = request.page_bytes[role];
-    tiers.dram_pages[role] = manager.dram_pages[role] = placement->dram_pages[role];
-    tiers.cxl_pages[role] = manager.cxl_pages[role] = placement->cxl_pages[role];
-  }
-  tiers.dram_node = o_.dram_node;
-  tiers.cxl_node = o_.cxl_node;
-
-  absl::StatusOr<std::unique_ptr<BlockManager>> blocks = BlockManager::Create(manager);
-  if (!blocks.ok()) return blocks.status();
-  absl::StatusOr<std::unique_ptr<HostTiers>> host = HostTiers::Create(tiers);
-  if (!host.ok()) return host.status();
-
-  std::vector<LayerPages> copied;
-  for (int64_t s = 0; s < num_stored; ++s) {
-    LayerPages pages;
-    pages.pool = HostGeometry();
-    pages.pool.format = PageFormat::kStrided;
-    pages.pool.k_token_stride = pages.pool.v_token_stride = 2 * o_.head_size;
-    pages.pool.k_head_stride = pages.pool.v_head_stride = static_cast<int64_t>(o_.block_size) * 2 * o_.head_size;
-    pages.pool_k = reinterpret_cast<uint64_t>(stored[s]);
-    pages.pool_v = pages.pool_k + o_.head_size * element;
-    pages.pool_page_bytes = device_page;
-    pages.pool_pages = manager.device_pages;
-    pages.host = HostGeometry();
-    pages.host_k = pages.host_v = s * host_page;
-    copied.push_back(pages);
-  }
+  absl::StatusOr<std::unique_ptr<TieredBinding>> binding =
+      BindTieredPool(o_, head_groups_, kernels_, pool, static_cast<int>(layers_.size()));
+  if (!binding.ok()) return binding.status();
+  if (absl::Status status = StartDevice((*binding)->copier); !status.ok()) return status;
+  tiered_ = *std::move(binding);
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const size_t s = std::find(stored.begin(), stored.end(), pool.data[i]) - stored.begin();
-    layers_[i].pages = copied[s];
+    layers_[i].pages = tiered_->pages[i];
     layers_[i].bound = true;
   }
-
-  auto copier = std::make_shared<const PageCopier>(kernels_, host->get(), std::move(copied));
-  if (absl::Status status = StartDevice(copier); !status.ok()) return status;
-  host_ = *std::move(host);
-  blocks_ = *std::move(blocks);
-  mirror_ = std::make_unique<BlockTableMirror>(pool.num_blocks);
-  copier_ = std::move(copier);
   StepKnobs knobs = knobs_;
   knobs.publish_blocks = knobs.recall_blocks =
-      static_cast<int>(std::clamp<int64_t>(kCopyBytesPerStep / (2 * host_page * num_stored), 1, 4096));
+      static_cast<int>(std::clamp<int64_t>(kCopyBytesPerStep / tiered_->host->block_bytes(), 1, 4096));
   SetKnobs(knobs);
-  num_stored_ = num_stored;
   TieredPlannerOptions planner;
   planner.block_size = o_.block_size;
   planner.num_blocks = pool.num_blocks;
-  planner.blocks = blocks_.get();
-  planner.host = host_.get();
-  planner.mirror = mirror_.get();
+  planner.blocks = tiered_->blocks.get();
+  planner.host = tiered_->host.get();
+  planner.mirror = tiered_->mirror.get();
   planner.knobs = &knobs_;
   planner.has_device_worker = device_ != nullptr;
   if (device_ != nullptr) {
     device_copies_ = std::make_unique<DeviceCopies>(device_.get());
     planner.copies = device_copies_.get();
   } else {
-    inline_copies_ = std::make_unique<InlineCopies>(copier_.get(), executor_.get());
+    inline_copies_ = std::make_unique<InlineCopies>(tiered_->copier.get(), executor_.get());
     planner.copies = inline_copies_.get();
   }
+  if (o_.mover_gigabytes_per_second > 0) {
+    MoverOptions mover;
+    mover.bytes_per_second = o_.mover_gigabytes_per_second * 1e9;
+    mover.timeout = o_.timeout;
+    mover_ = std::make_unique<Mover>(tiered_->copier, mover);
+    planner.mover = mover_.get();
+  }
   planner_ = CreateTieredPlanner(planner);
-  tiered_pool_ = pool;
   return absl::OkStatus();
 }
 
@@ -436,11 +340,12 @@ absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query
   call.output = output;
   call.partials = WorkspaceOf(plan, step.partial_rows, layer.params.num_query_heads, o_.head_size);
 
+  const Mover::Yield yield(mover_.get());
   if (device_ == nullptr) {
     if (absl::Status status = cpu_.Write(call, step.pool_writes); !status.ok()) return status;
     if (absl::Status status = cpu_.Write(call, step.host_writes); !status.ok()) return status;
     const Clock::time_point begin = Clock::now();
-    absl::Status status = cpu_.Attend(call, step.cpu_items);
+    absl::Status status = cpu_.Attend(call, step.cpu_items, step.cpu_group_ends);
     cpu_seconds_ += SecondsSince(begin);
     if (!status.ok()) return status;
     return cpu_.Merge(call, step.merges);
@@ -449,7 +354,7 @@ absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query
   absl::Status status = cpu_.Write(call, step.host_writes);
   device_->HostWritten();
   const Clock::time_point begin = Clock::now();
-  if (status.ok()) status = cpu_.Attend(call, step.cpu_items);
+  if (status.ok()) status = cpu_.Attend(call, step.cpu_items, step.cpu_group_ends);
   const Clock::time_point attended = Clock::now();
   cpu_seconds_ += std::chrono::duration<double>(attended - begin).count();
   device_->HostAttended();
@@ -509,28 +414,19 @@ std::string BackendImpl::StatisticsJson() const {
   TierStatistics& device = s.tiers[static_cast<int>(Tier::kDevice)];
   device.configured = true;
   device.emulated = o_.device_kind == DeviceKind::kEmulated;
-  if (blocks_ == nullptr) {
+  if (tiered_ == nullptr) {
     for (const Layer& layer : layers_) {
-      device.capacity_bytes += layer.pages.pool_pages * PoolPageBytes();
+      device.capacity_bytes += layer.pages.pool_pages * DevicePageBytes(o_);
     }
     return s.ToJson();
   }
-  s.blocks = blocks_->Stats();
-  const HostTiersOptions& host = host_->options();
-  for (int t = 0; t < kNumTiers; ++t) {
-    TierStatistics& tier = s.tiers[t];
-    const bool is_device = static_cast<Tier>(t) == Tier::kDevice;
-    // A device page holds both roles of a block.
-    const int64_t key_bytes = is_device ? num_stored_ * PoolPageBytes() / 2 : host.page_bytes[0];
-    const int64_t value_bytes = is_device ? num_stored_ * PoolPageBytes() / 2 : host.page_bytes[1];
-    tier.capacity_bytes = s.blocks.capacity_pages[t][0] * key_bytes + s.blocks.capacity_pages[t][1] * value_bytes;
-    tier.resident_key_bytes = s.blocks.resident_pages[t][0] * key_bytes;
-    tier.resident_value_bytes = s.blocks.resident_pages[t][1] * value_bytes;
-    if (!is_device) tier.configured = tier.capacity_bytes > 0;
+  AddTieredStatistics(o_, *tiered_, s);
+  if (mover_ != nullptr) s.mover = mover_->statistics();
+  s.head_groups_reason = head_groups_.reason;
+  for (int group = 0; group < head_groups_.count; ++group) {
+    s.head_groups.push_back(
+        {head_groups_.nodes[group], head_groups_.emulated, cpu_.items(group), cpu_.remote_items(group)});
   }
-  s.tiers[static_cast<int>(Tier::kDram)].node = o_.dram_node;
-  s.tiers[static_cast<int>(Tier::kCxl)].node = o_.cxl_node;
-  s.tiers[static_cast<int>(Tier::kCxl)].emulated = o_.cxl_node < 0;
   return s.ToJson();
 }
 
@@ -554,9 +450,24 @@ absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> PagedAttentionBackend::Cr
     if (!wanted.ok()) return wanted.status();
     kernels = *wanted;
   }
-  absl::StatusOr<std::unique_ptr<Executor>> executor = CreateExecutor(options);
+  absl::StatusOr<std::unique_ptr<Executor>> executor = CreateTeam(options);
   if (!executor.ok()) return executor.status();
-  auto backend = std::make_unique<BackendImpl>(options, kernels, *std::move(executor));
+  HeadGroups head_groups;
+  if (options.binding == Binding::kTiered) {
+    HeadGroupRequest request;
+    request.wanted = options.head_groups;
+    request.num_kv_heads = options.num_kv_heads;
+    request.dram_node = options.dram_node;
+    request.allowed_cpus = *executor != nullptr   ? CpusOf(**executor)
+                           : options.cpus.empty() ? AllowedCpus()
+                                                  : options.cpus;
+    absl::StatusOr<HeadGroups> chosen = ChooseHeadGroups(request, ReadTopology());
+    if (!chosen.ok()) return chosen.status();
+    head_groups = *std::move(chosen);
+  }
+  if (*executor == nullptr) executor = CreatePool(options, head_groups);
+  if (!executor.ok()) return executor.status();
+  auto backend = std::make_unique<BackendImpl>(options, kernels, *std::move(executor), head_groups);
   if (options.binding == Binding::kIdentity) {
     if (absl::Status status = backend->StartDevice(nullptr); !status.ok()) return status;
   }

@@ -15,6 +15,7 @@
 #include "backend/backend_options.h"
 #include "backend/layer_call.h"
 #include "backend/step_planner.h"
+#include "backend/tiered_binding.h"
 
 namespace hybridgen {
 
@@ -26,12 +27,6 @@ struct IdentityPool {
   int64_t block_stride = 0;
   int64_t head_stride = 0;
   int64_t token_stride = 0;
-};
-
-struct TieredPool {
-  std::vector<void*> data;  // [layer]; layers that share KV name the same region
-  int64_t bytes = 0;        // of each region
-  int64_t num_blocks = 0;   // engine block ids; 0 is the null block
 };
 
 class PagedAttentionBackend;

@@ -1,372 +1,17 @@
-// The whole backend against the double-precision oracle, driven like an engine drives it: continuous batching, chunked
-// prefill, prefix sharing (also within a step), preemption, draft tokens that are rejected, blocks reused at random.
+// The whole backend against the double-precision oracle, driven at random as an engine drives it.
 #include "backend/paged_attention_backend.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstdlib>
-#include <deque>
-#include <iostream>
-#include <limits>
 #include <map>
-#include <random>
-#include <set>
+#include <string>
 
+#include "backend/random_engine.h"
 #include "gtest/gtest.h"
+#include "kernels/page_format.h"
 #include "kernels/testing/attend_case.h"
 #include "nlohmann/json.hpp"
-#include "tests/oracle/attention_oracle.h"
 
 namespace hybridgen {
 namespace {
-
-struct Shape {
-  DType dtype = DType::kFloat32;
-  int layers = 2;
-  int kv_heads = 2;
-  int group = 2;
-  int head_size = 24;  // padded to 32 in host pages
-  int block_size = 16;
-  int query_heads() const { return kv_heads * group; }
-};
-
-// A request's tokens as the model would produce them. K/V of a position never change, except that rejected draft
-// tokens are replaced by others.
-struct Request {
-  std::vector<int32_t> blocks;
-  int computed = 0;                      // tokens whose K/V are in the cache
-  int length = 0;                        // tokens that exist
-  std::vector<std::vector<float>> k, v;  // [layer][position * kv_heads * head_size]
-};
-
-class Engine {
- public:
-  Engine(const Shape& shape, BackendOptions options, int device_pages, int num_blocks, int drafts, uint32_t seed)
-      : shape_(shape),
-        num_blocks_(num_blocks),
-        drafts_(drafts),
-        tiered_(options.binding == Binding::kTiered),
-        random_(seed) {
-    options.dtype = shape.dtype;
-    options.num_kv_heads = shape.kv_heads;
-    options.head_size = shape.head_size;
-    options.block_size = shape.block_size;
-    options.speculative_tokens = drafts;
-    options.executor = ExecutorKind::kPool;
-    options.num_threads = 2;
-    absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> backend = PagedAttentionBackend::Create(options);
-    if (!backend.ok()) {
-      ADD_FAILURE() << backend.status();
-      return;
-    }
-    backend_ = *std::move(backend);
-    const int64_t page = 2 * shape.kv_heads * shape.block_size * shape.head_size;  // elements
-    const int64_t pages = tiered_ ? device_pages : num_blocks;
-    TieredPool pool;
-    for (int l = 0; l < shape.layers; ++l) {
-      LayerParams params;
-      params.num_query_heads = shape.query_heads();
-      params.scale = 0.3f;
-      // Mixed layers, as in models with window and full attention.
-      if (l == 0) {
-        for (int h = 0; h < shape.query_heads(); ++h) params.alibi_slopes.push_back(0.05f * static_cast<float>(h));
-      } else {
-        params.sliding_window = 37;
-        for (int h = 0; h < shape.query_heads(); ++h) params.sinks.push_back(static_cast<float>(h) - 1.0f);
-      }
-      EXPECT_TRUE(backend_->AddLayer(params).ok());
-      params_.push_back(params);
-      // Poison: whatever is read without having been written shows as NaN.
-      tensors_.emplace_back(pages * page * DTypeSize(shape.dtype), 0xff);
-      pool.data.push_back(tensors_.back().data());
-    }
-    if (tiered_) {
-      pool.bytes = tensors_[0].size();
-      pool.num_blocks = num_blocks;
-      const absl::Status status = backend_->BindTiered(pool);
-      EXPECT_TRUE(status.ok()) << status;
-    } else {
-      for (int l = 0; l < shape.layers; ++l) {
-        IdentityPool identity;
-        identity.layer = l;
-        identity.data = tensors_[l].data();
-        identity.num_blocks = num_blocks;
-        identity.block_stride = page;
-        identity.head_stride = static_cast<int64_t>(shape.block_size) * 2 * shape.head_size;
-        identity.token_stride = 2 * shape.head_size;
-        EXPECT_TRUE(backend_->BindIdentity(identity).ok());
-      }
-    }
-    for (int b = 1; b < num_blocks; ++b) free_.push_back(b);
-    std::shuffle(free_.begin(), free_.end(), random_);
-  }
-
-  bool ok() const { return backend_ != nullptr; }
-  PagedAttentionBackend& backend() { return *backend_; }
-  nlohmann::json Statistics() const { return nlohmann::json::parse(backend_->StatisticsJson()); }
-  int preemptions() const { return preemptions_; }
-  int prefix_hits() const { return prefix_hits_; }
-
-  void Step(int token_budget) {
-    if (requests_.size() < 5 && Uniform(0, 2) == 0) AddRequest();
-    if (!requests_.empty() && Uniform(0, 11) == 0) Finish(PickRequest());
-    if (requests_.empty()) AddRequest();
-
-    std::vector<uint64_t> ids;
-    std::vector<int32_t> query_start = {0}, seq_lens, query_lens;
-    for (auto it = requests_.begin(); it != requests_.end() && token_budget > 0; ++it) {
-      Request& r = it->second;
-      if (r.computed == r.length) GrowLength(r, 1 + (drafts_ > 0 ? Uniform(0, drafts_) : 0));
-      int tokens = std::min(r.length - r.computed, token_budget);
-      if (!EnsureBlocks(it->first, r, r.computed + tokens)) continue;  // no block left: wait for a preemption
-      token_budget -= tokens;
-      ids.push_back(it->first);
-      query_lens.push_back(tokens);
-      seq_lens.push_back(r.computed + tokens);
-      query_start.push_back(query_start.back() + tokens);
-      r.computed += tokens;
-    }
-    if (ids.empty()) {
-      Preempt(PickRequest());
-      return;
-    }
-    // A request that arrives in this very step and shares a prefix that this step writes.
-    if (Uniform(0, 3) == 0) ShareWithinStep(ids, query_lens, seq_lens, query_start);
-    Run(ids, query_start, seq_lens);
-    for (size_t i = 0; i < ids.size(); ++i) {
-      Request& r = requests_[ids[i]];
-      if (drafts_ > 0 && query_lens[i] > 1 && r.computed == r.length && r.computed > drafts_ + 1) {
-        Reject(r, Uniform(0, std::min(drafts_, query_lens[i] - 1)));
-      }
-    }
-  }
-
- private:
-  int Uniform(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
-
-  uint64_t PickRequest() {
-    auto it = requests_.begin();
-    std::advance(it, Uniform(0, static_cast<int>(requests_.size()) - 1));
-    return it->first;
-  }
-
-  void GrowLength(Request& r, int by) {
-    r.length += by;
-    r.k.resize(shape_.layers);
-    r.v.resize(shape_.layers);
-    std::uniform_real_distribution<float> element(-2, 2);
-    for (int l = 0; l < shape_.layers; ++l) {
-      for (std::vector<float>* x : {&r.k[l], &r.v[l]}) {
-        while (x->size() < static_cast<size_t>(r.length) * shape_.kv_heads * shape_.head_size) {
-          x->push_back(RoundTo(shape_.dtype, element(random_)));
-        }
-      }
-    }
-  }
-
-  void AddRequest() {
-    const uint64_t id = next_id_++;
-    Request r;
-    // A prefix of another request's computed full blocks, as the prefix cache would find it.
-    if (!requests_.empty() && Uniform(0, 1) == 0) {
-      const Request& donor = requests_[PickRequest()];
-      TakePrefix(donor, donor.computed / shape_.block_size, r);
-    }
-    GrowLength(r, Uniform(1, 90));
-    requests_[id] = std::move(r);
-    if (tiered_) {
-      EXPECT_TRUE((*backend_->Mirror())->Set(id, requests_[id].blocks).ok());
-    }
-  }
-
-  void TakePrefix(const Request& donor, int full_blocks, Request& r) {
-    const int shared = full_blocks > 0 ? Uniform(1, full_blocks) : 0;
-    if (shared == 0) return;
-    ++prefix_hits_;
-    r.blocks.assign(donor.blocks.begin(), donor.blocks.begin() + shared);
-    for (int32_t b : r.blocks) ++references_[b];
-    r.computed = r.length = shared * shape_.block_size;
-    r.k = donor.k;
-    r.v = donor.v;
-    for (int l = 0; l < shape_.layers; ++l) {
-      r.k[l].resize(static_cast<size_t>(r.length) * shape_.kv_heads * shape_.head_size);
-      r.v[l].resize(r.k[l].size());
-    }
-  }
-
-  void ShareWithinStep(std::vector<uint64_t>& ids, std::vector<int32_t>& query_lens, std::vector<int32_t>& seq_lens,
-                       std::vector<int32_t>& query_start) {
-    const Request& donor = requests_[ids[Uniform(0, static_cast<int>(ids.size()) - 1)]];
-    Request r;
-    TakePrefix(donor, donor.computed / shape_.block_size, r);
-    if (r.blocks.empty()) return;
-    const uint64_t id = next_id_++;
-    GrowLength(r, Uniform(1, 20));
-    requests_[id] = std::move(r);
-    Request& added = requests_[id];
-    if (tiered_) {
-      EXPECT_TRUE((*backend_->Mirror())->Set(id, added.blocks).ok());
-    }
-    if (!EnsureBlocks(id, added, added.length)) return;
-    ids.push_back(id);
-    query_lens.push_back(added.length - added.computed);
-    seq_lens.push_back(added.length);
-    query_start.push_back(query_start.back() + query_lens.back());
-    added.computed = added.length;
-  }
-
-  bool EnsureBlocks(uint64_t id, Request& r, int tokens) {
-    const int needed = (tokens + shape_.block_size - 1) / shape_.block_size;
-    std::vector<int32_t> added;
-    while (static_cast<int>(r.blocks.size()) < needed) {
-      if (free_.empty()) break;
-      added.push_back(free_.front());
-      free_.pop_front();
-      references_[added.back()] = 1;
-      r.blocks.push_back(added.back());
-    }
-    if (tiered_ && !added.empty()) {
-      EXPECT_TRUE((*backend_->Mirror())->Append(id, added).ok());
-    }
-    return static_cast<int>(r.blocks.size()) >= needed;
-  }
-
-  void Release(uint64_t id) {
-    for (int32_t b : requests_[id].blocks) {
-      if (--references_[b] == 0) free_.push_back(b);
-    }
-    if (tiered_) (*backend_->Mirror())->Remove(id);
-  }
-
-  void Finish(uint64_t id) {
-    Release(id);
-    requests_.erase(id);
-  }
-
-  // Its blocks go, its tokens stay and are computed again.
-  void Preempt(uint64_t id) {
-    ++preemptions_;
-    Release(id);
-    Request& r = requests_[id];
-    r.blocks.clear();
-    r.computed = 0;
-    if (tiered_) {
-      EXPECT_TRUE((*backend_->Mirror())->Set(id, r.blocks).ok());
-    }
-  }
-
-  // The last `count` tokens were drafts that the model refused: other tokens take their slots.
-  void Reject(Request& r, int count) {
-    r.length -= count;
-    r.computed -= count;
-    for (int l = 0; l < shape_.layers; ++l) {
-      r.k[l].resize(static_cast<size_t>(r.length) * shape_.kv_heads * shape_.head_size);
-      r.v[l].resize(r.k[l].size());
-    }
-  }
-
-  void Run(const std::vector<uint64_t>& ids, const std::vector<int32_t>& query_start,
-           const std::vector<int32_t>& seq_lens) {
-    StepBatch batch;
-    batch.query_start = query_start;
-    batch.seq_lens = seq_lens;
-    std::vector<int32_t> rows;
-    const int64_t stride = num_blocks_;
-    if (tiered_) {
-      batch.requests = ids;
-    } else {
-      rows.assign(ids.size() * stride, std::numeric_limits<int32_t>::min());  // absurd tails
-      for (size_t i = 0; i < ids.size(); ++i) {
-        const std::vector<int32_t>& blocks = requests_[ids[i]].blocks;
-        std::copy(blocks.begin(), blocks.end(), rows.begin() + i * stride);
-      }
-      batch.block_tables = rows.data();
-      batch.block_table_stride = stride;
-    }
-    absl::Status status = backend_->PlanStep(batch, plan_);
-    ASSERT_TRUE(status.ok()) << status;
-
-    const int tokens = query_start.back();
-    const int hq = shape_.query_heads(), hk = shape_.kv_heads, d = shape_.head_size;
-    const size_t element = DTypeSize(shape_.dtype);
-    std::uniform_real_distribution<float> distribution(-2, 2);
-    for (int l = 0; l < shape_.layers; ++l) {
-      std::vector<float> query(static_cast<size_t>(tokens) * hq * d);
-      for (float& x : query) x = RoundTo(shape_.dtype, distribution(random_));
-      std::vector<uint8_t> q(query.size() * element), k(static_cast<size_t>(tokens) * hk * d * element), v(k.size());
-      std::vector<uint8_t> out(q.size() + 128, 0xff);  // red zone of 64 bytes on both sides
-      for (size_t i = 0; i < query.size(); ++i) WriteElement(shape_.dtype, q.data(), i, query[i]);
-      for (size_t i = 0; i < ids.size(); ++i) {
-        const Request& r = requests_[ids[i]];
-        const int64_t first = seq_lens[i] - (query_start[i + 1] - query_start[i]);
-        const int64_t count = static_cast<int64_t>(query_start[i + 1] - query_start[i]) * hk * d;
-        for (int64_t e = 0; e < count; ++e) {
-          WriteElement(shape_.dtype, k.data(), static_cast<int64_t>(query_start[i]) * hk * d + e,
-                       r.k[l][first * hk * d + e]);
-          WriteElement(shape_.dtype, v.data(), static_cast<int64_t>(query_start[i]) * hk * d + e,
-                       r.v[l][first * hk * d + e]);
-        }
-      }
-      status = backend_->Forward(plan_, l, {q.data(), hq * d, d}, {k.data(), hk * d, d}, {v.data(), hk * d, d},
-                                 {out.data() + 64, hq * d, d});
-      ASSERT_TRUE(status.ok()) << status;
-      for (int i = 0; i < 64; ++i) {
-        ASSERT_EQ(out[i], 0xff);
-        ASSERT_EQ(out[out.size() - 1 - i], 0xff);
-      }
-      const size_t checked =
-          Uniform(0, static_cast<int>(ids.size()) - 1);  // one sequence a layer keeps the oracle cheap
-      Check(requests_[ids[checked]], l, query_start[checked], query_start[checked + 1] - query_start[checked],
-            seq_lens[checked], query, out.data() + 64);
-      if (testing::Test::HasFatalFailure()) return;
-    }
-  }
-
-  void Check(const Request& r, int l, int first_row, int count, int length, const std::vector<float>& query,
-             const uint8_t* out) {
-    const int hq = shape_.query_heads(), hk = shape_.kv_heads, d = shape_.head_size;
-    OracleInput input;
-    input.num_tokens = count;
-    input.query_heads = hq;
-    input.kv_heads = hk;
-    input.head_size = d;
-    input.query = [&](int t, int h, int i) { return query[(static_cast<size_t>(first_row + t) * hq + h) * d + i]; };
-    input.key = [&](int p, int h, int i) { return r.k[l][(static_cast<size_t>(p) * hk + h) * d + i]; };
-    input.value = [&](int p, int h, int i) { return r.v[l][(static_cast<size_t>(p) * hk + h) * d + i]; };
-    input.scale = params_[l].scale;
-    input.alibi_slopes = params_[l].alibi_slopes;
-    input.sinks = params_[l].sinks;
-    input.SetRanges(length, OracleInput::Mask::kCausal, params_[l].sliding_window);
-    const std::vector<OracleRow> rows = AttendOracle(input);
-    for (int t = 0; t < count; ++t) {
-      for (int h = 0; h < hq; ++h) {
-        const OracleRow& row = rows[static_cast<size_t>(t) * hq + h];
-        const double tolerance = OutputTolerance(row, shape_.dtype, /*num_partials=*/16);
-        for (int i = 0; i < d; ++i) {
-          const float got = ReadElement(shape_.dtype, out, (static_cast<int64_t>(first_row + t) * hq + h) * d + i);
-          ASSERT_NEAR(got, row.o[i], tolerance) << "layer " << l << " token " << t << " of " << count << ", length "
-                                                << length << ", head " << h << ", dim " << i;
-        }
-      }
-    }
-  }
-
-  const Shape shape_;
-  const int num_blocks_;
-  const int drafts_;
-  const bool tiered_;
-  std::mt19937 random_;
-  std::unique_ptr<PagedAttentionBackend> backend_;
-  std::vector<LayerParams> params_;
-  std::vector<std::vector<uint8_t>> tensors_;
-  std::map<uint64_t, Request> requests_;
-  std::deque<int32_t> free_;
-  std::map<int32_t, int> references_;
-  Plan plan_;
-  uint64_t next_id_ = 1;
-  int preemptions_ = 0;
-  int prefix_hits_ = 0;
-};
 
 struct Setting {
   const char* name;
@@ -377,21 +22,89 @@ struct Setting {
   int drafts;
   int64_t dram_blocks;  // host tiers in blocks
   int64_t cxl_blocks;
+  double mover_gigabytes_per_second = 0;
+  PlacementChoice placement = PlacementChoice::kAuto;
+  int head_groups = 0;
+  int kv_heads = 2;
+  int group = 2;  // query heads per KV head
 };
 
 class BackendTest : public testing::TestWithParam<Setting> {};
 
 constexpr int kDevicePages = 6;
-constexpr int kBlocks = 49;  // with the null block: 8x the device tier
+constexpr double kSlowMover = 1e-3;  // copies are under way whenever blocks are written
+constexpr int kBlocks = 49;          // with the null block: 8x the device tier
+
+// That the policy was in force shows in what was read of each role: most reads are of resident pages.
+void ExpectPlacement(const Setting& s, const nlohmann::json& stats) {
+  if (s.cxl_blocks == 0 || s.dram_blocks == 0) return;
+  const nlohmann::json& placement = stats["placement"];
+  const auto resident = [&](const char* tier, const char* role) {
+    for (const nlohmann::json& arena : placement["arenas"]) {
+      if (arena["tier"] == tier && arena["role"] == role) return arena["resident_bytes"].get<int64_t>();
+    }
+    return int64_t{0};
+  };
+  switch (s.placement) {
+    case PlacementChoice::kAuto:
+    case PlacementChoice::kRole:
+      EXPECT_EQ(placement["policy"], "role") << stats;
+      break;
+    case PlacementChoice::kProportional:
+      EXPECT_EQ(placement["policy"], "proportional") << stats;
+      EXPECT_DOUBLE_EQ(placement["value_share_on_cxl"].get<double>(), 0.5) << stats;
+      EXPECT_EQ(resident("cxl", "key"), 0) << stats;
+      EXPECT_GT(resident("cxl", "value"), 0) << stats;
+      EXPECT_GT(resident("dram", "value"), 0) << stats;
+      EXPECT_EQ(stats["placement_misses"], 0) << stats;
+      break;
+    case PlacementChoice::kInterleave:
+      EXPECT_EQ(placement["policy"], "interleave") << stats;
+      for (const char* role : {"key", "value"}) {
+        EXPECT_GT(resident("cxl", role), 0) << stats;
+        EXPECT_GT(resident("dram", role), 0) << stats;
+      }
+      break;
+  }
+}
+
+// Each group has arenas of its own, half (a third, ...) of every page, and attends as often as the others.
+void ExpectHeadGroups(const Setting& s, const nlohmann::json& stats) {
+  const size_t groups = s.head_groups == 0 ? 1 : s.head_groups;
+  const nlohmann::json& list = stats["head_groups"]["groups"];
+  ASSERT_EQ(list.size(), groups) << stats;
+  if (groups == 1) return;
+  std::map<int, int64_t> capacity;
+  for (const nlohmann::json& arena : stats["placement"]["arenas"]) {
+    capacity[arena["head_group"].get<int>()] += arena["capacity_bytes"].get<int64_t>();
+  }
+  ASSERT_EQ(capacity.size(), groups) << stats;
+  for (size_t g = 0; g < groups; ++g) {
+    EXPECT_EQ(capacity[g], capacity[0]) << stats;
+    EXPECT_GT(list[g]["items"], 0) << stats;
+    EXPECT_EQ(list[g]["items"], list[0]["items"]) << stats;
+    EXPECT_LE(list[g]["remote_items"], list[g]["items"]) << stats;
+  }
+}
 
 TEST_P(BackendTest, MatchesTheOracleOverManySteps) {
   const Setting& s = GetParam();
   Shape shape;
   shape.dtype = s.dtype;
+  shape.kv_heads = s.kv_heads;
+  shape.group = s.group;
   BackendOptions options;
   options.device_kind = s.kind;
   options.binding = s.binding;
   options.streaming_share = s.streaming_share;
+  options.mover_gigabytes_per_second = s.mover_gigabytes_per_second;
+  options.placement = s.placement;
+  options.head_groups = s.head_groups;
+  if (s.placement == PlacementChoice::kProportional) {
+    // Rates that decide the share and are too high to be felt.
+    options.dram_gigabytes_per_second = 3000;
+    options.cxl_gigabytes_per_second = 1000;
+  }
   const int64_t host_block =
       2 * shape.layers * PackedPageBytes(s.dtype, shape.kv_heads, shape.block_size, shape.head_size);
   options.dram_bytes = s.dram_blocks * host_block;
@@ -405,7 +118,9 @@ TEST_P(BackendTest, MatchesTheOracleOverManySteps) {
 #else
   const int steps = 300;
 #endif
-  for (int step = 0; step < steps; ++step) {
+  // The mover's thread gets its turn some time.
+  const auto mover_waits = [&] { return s.mover_gigabytes_per_second > 0 && engine.Statistics()["migrations"] == 0; };
+  for (int step = 0; step < steps || (step < 20 * steps && mover_waits()); ++step) {
     SCOPED_TRACE(testing::Message() << "step " << step);
     engine.Step(/*token_budget=*/step % 7 == 0 ? 150 : 40);
     if (HasFailure()) return;
@@ -434,6 +149,15 @@ TEST_P(BackendTest, MatchesTheOracleOverManySteps) {
   if (s.cxl_blocks > 0) {
     EXPECT_GT(stats["tiers"]["cxl"]["read_bytes"], 0) << stats;
   }
+  ExpectPlacement(s, stats);
+  if (s.mover_gigabytes_per_second > 0) {
+    EXPECT_GT(stats["migrations"], 0) << stats;
+    EXPECT_GT(stats["mover"]["bytes"], 0) << stats;
+  }
+  if (s.mover_gigabytes_per_second == kSlowMover) {
+    EXPECT_GT(stats["migrations_dropped"], 0) << stats;
+  }
+  ExpectHeadGroups(s, stats);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -447,143 +171,31 @@ INSTANTIATE_TEST_SUITE_P(
         Setting{"emulated_dram", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0, 0, 60, 0},
         Setting{"emulated_dram_cxl_drafts", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0, 3, 30, 30},
         Setting{"emulated_cxl_only", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat16, 0, 0, 0, 50},
+        // K does not fit into DRAM: what spills is brought back while steps run.
+        Setting{"cpu_mover_drafts", DeviceKind::kCpu, Binding::kTiered, DType::kBFloat16, 0, 3, 8, 42, kSlowMover},
+        Setting{"emulated_mover_drafts", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0, 3, 8, 52, 1.0},
+        Setting{"emulated_mover_streaming", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat16, 0.4, 0, 8, 52,
+                100.0},
+        Setting{"cpu_proportional_drafts", DeviceKind::kCpu, Binding::kTiered, DType::kFloat32, 0, 3, 44, 44, 0,
+                PlacementChoice::kProportional},
+        Setting{"cpu_interleave", DeviceKind::kCpu, Binding::kTiered, DType::kBFloat16, 0, 0, 30, 30, 0,
+                PlacementChoice::kInterleave},
+        Setting{"emulated_proportional", DeviceKind::kEmulated, Binding::kTiered, DType::kBFloat16, 0, 0, 50, 50, 0,
+                PlacementChoice::kProportional},
+        Setting{"emulated_interleave_streaming", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0.4, 3, 40,
+                40, 0, PlacementChoice::kInterleave},
+        // Head groups; what the machine lacks is emulated.
+        Setting{"cpu_two_head_groups", DeviceKind::kCpu, Binding::kTiered, DType::kBFloat16, 0, 3, 8, 42, 1.0,
+                PlacementChoice::kAuto, 2, 4, 3},
+        Setting{"cpu_three_head_groups", DeviceKind::kCpu, Binding::kTiered, DType::kFloat32, 0, 0, 25, 25, 0,
+                PlacementChoice::kInterleave, 3, 3, 1},
+        Setting{"emulated_two_head_groups", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat16, 0.4, 3, 8, 52,
+                100.0, PlacementChoice::kAuto, 2, 6, 2},
+        Setting{"odd_heads_in_one_group", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0, 0, 60, 0, 0,
+                PlacementChoice::kAuto, 0, 3, 5},
         Setting{"emulated_streaming", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0.4, 0, 60, 0},
         Setting{"emulated_all_streamed", DeviceKind::kEmulated, Binding::kTiered, DType::kBFloat16, 1, 0, 60, 0}),
     [](const testing::TestParamInfo<Setting>& info) { return std::string(info.param.name); });
-
-BackendOptions Valid() {
-  BackendOptions o;
-  o.num_kv_heads = 2;
-  o.head_size = 64;
-  o.block_size = 16;
-  o.executor = ExecutorKind::kPool;
-  o.num_threads = 1;
-  return o;
-}
-
-TEST(BackendErrorsTest, UnusableOptionsAreRefusedByName) {
-  const auto message = [](void (*change)(BackendOptions&)) {
-    BackendOptions o = Valid();
-    change(o);
-    return std::string(PagedAttentionBackend::Create(o).status().message());
-  };
-  const auto expect = [](const std::string& text, const char* part) {
-    EXPECT_NE(text.find(part), std::string::npos) << text;
-  };
-  EXPECT_TRUE(PagedAttentionBackend::Create(Valid()).ok());
-  expect(message([](BackendOptions& o) { o.head_size = 63; }), "head_size is 63; accepted: multiples of 8");
-  expect(message([](BackendOptions& o) { o.block_size = 8; }), "block_size is 8; accepted: multiples of 16");
-  expect(message([](BackendOptions& o) { o.num_kv_heads = 0; }), "num_kv_heads is 0; accepted: 1 to");
-  expect(message([](BackendOptions& o) { o.streaming_share = std::nan(""); }), "streaming_share is nan");
-  expect(message([](BackendOptions& o) { o.device_kind = DeviceKind::kCuda; }), "cuda");
-  expect(message([](BackendOptions& o) { o.binding = Binding::kTiered; }), "dram_bytes and cxl_bytes are both 0");
-}
-
-TEST(BackendErrorsTest, LayersThatNoKernelCanAnswerAreRefused) {
-  std::unique_ptr<PagedAttentionBackend> backend = *PagedAttentionBackend::Create(Valid());
-  const float inf = std::numeric_limits<float>::infinity();
-  const auto message = [&](LayerParams params) { return std::string(backend->AddLayer(params).status().message()); };
-  LayerParams layer;
-  layer.num_query_heads = 2;
-  layer.sinks = {-inf, 1.0f};
-  EXPECT_EQ(message(layer), "");
-  layer.sinks = {0.0f, inf};
-  EXPECT_NE(message(layer).find("sinks hold inf; accepted"), std::string::npos) << message(layer);
-  layer.sinks.clear();
-  layer.alibi_slopes = {std::nanf(""), 0.0f};
-  EXPECT_NE(message(layer).find("alibi_slopes hold nan; accepted"), std::string::npos) << message(layer);
-  layer.alibi_slopes.clear();
-  layer.scale = inf;
-  EXPECT_NE(message(layer).find("scale is inf; accepted"), std::string::npos) << message(layer);
-  layer.scale = 1.0f;
-  layer.num_query_heads = 3;
-  EXPECT_NE(message(layer).find("num_query_heads is 3; accepted"), std::string::npos) << message(layer);
-}
-
-TEST(BackendErrorsTest, TooFewHostPagesAreRefusedWithTheSizes) {
-  BackendOptions o = Valid();
-  o.binding = Binding::kTiered;
-  o.dram_bytes = 1 << 20;
-  std::unique_ptr<PagedAttentionBackend> backend = *PagedAttentionBackend::Create(o);
-  LayerParams params;
-  params.num_query_heads = 2;
-  ASSERT_TRUE(backend->AddLayer(params).ok());
-  std::vector<char> region(1 << 16);
-  const absl::Status status = backend->BindTiered({{region.data()}, static_cast<int64_t>(region.size()), 1000});
-  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
-  EXPECT_NE(status.message().find("dram_bytes 1048576"), std::string::npos) << status;
-}
-
-TEST(BackendErrorsTest, StaleAndForeignPlansAreRefused) {
-  BackendOptions o = Valid();
-  o.binding = Binding::kTiered;
-  o.dram_bytes = 1 << 20;
-  std::unique_ptr<PagedAttentionBackend> backend = *PagedAttentionBackend::Create(o);
-  LayerParams params;
-  params.num_query_heads = 2;
-  ASSERT_TRUE(backend->AddLayer(params).ok());
-  std::vector<char> region(1 << 16);
-  ASSERT_TRUE(backend->BindTiered({{region.data()}, static_cast<int64_t>(region.size()), 8}).ok());
-  const std::vector<int32_t> start = {0, 1}, lens = {1}, table = {3};
-  StepBatch batch;
-  batch.query_start = start;
-  batch.seq_lens = lens;
-  batch.block_tables = table.data();
-  batch.block_table_stride = 1;
-  Plan first, second, never;
-  ASSERT_TRUE(backend->PlanStep(batch, first).ok());
-  ASSERT_TRUE(backend->PlanStep(batch, second).ok());
-  std::vector<float> x(2 * 64);
-  const TensorView view{x.data(), 128, 64};
-  EXPECT_TRUE(backend->Forward(second, 0, view, view, view, view).ok());
-  EXPECT_EQ(backend->Forward(first, 0, view, view, view, view).code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(backend->Forward(never, 0, view, view, view, view).code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(backend->Forward(second, 1, view, view, view, view).code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(backend->Forward(second, 0, {}, view, view, view).code(), absl::StatusCode::kInvalidArgument);
-}
-
-TEST(BackendErrorsTest, MalformedBatchesAreRefused) {
-  BackendOptions o = Valid();
-  std::unique_ptr<PagedAttentionBackend> backend = *PagedAttentionBackend::Create(o);
-  Plan plan;
-  const std::vector<int32_t> table = {0, 1};
-  const auto status = [&](std::vector<int32_t> start, std::vector<int32_t> lens) {
-    StepBatch batch;
-    batch.query_start = start;
-    batch.seq_lens = lens;
-    batch.block_tables = table.data();
-    batch.block_table_stride = 2;
-    return std::string(backend->PlanStep(batch, plan).message());
-  };
-  EXPECT_EQ(status({0, 4}, {20}), "");
-  EXPECT_NE(status({0, 4}, {3}).find("4 query tokens but seq_len 3"), std::string::npos);
-  EXPECT_NE(status({0, -1}, {3}).find("query_start falls"), std::string::npos);
-  EXPECT_NE(status({1, 2}, {3}).find("query_start[0] is 1"), std::string::npos);
-  EXPECT_NE(status({0, 1}, {33}).find("needs 3 block table entries"), std::string::npos);
-}
-
-TEST(BackendErrorsTest, AnInfiniteLogitIsAnErrorNotAnAnswer) {
-  BackendOptions o = Valid();
-  std::unique_ptr<PagedAttentionBackend> backend = *PagedAttentionBackend::Create(o);
-  LayerParams params;
-  params.num_query_heads = 2;
-  ASSERT_TRUE(backend->AddLayer(params).ok());
-  std::vector<float> tensor(2 * 2 * 16 * 64 * 2);
-  ASSERT_TRUE(backend->BindIdentity({0, tensor.data(), 2, 2 * 16 * 128, 16 * 128, 128}).ok());
-  const std::vector<int32_t> start = {0, 1}, lens = {1}, table = {1};
-  StepBatch batch;
-  batch.query_start = start;
-  batch.seq_lens = lens;
-  batch.block_tables = table.data();
-  batch.block_table_stride = 1;
-  Plan plan;
-  ASSERT_TRUE(backend->PlanStep(batch, plan).ok());
-  std::vector<float> big(2 * 64, 1e30f), out(2 * 64);
-  const TensorView view{big.data(), 128, 64};
-  const absl::Status status = backend->Forward(plan, 0, view, view, view, {out.data(), 128, 64});
-  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_NE(status.message().find("+inf"), std::string::npos) << status;
-}
 
 }  // namespace
 }  // namespace hybridgen

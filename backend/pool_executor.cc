@@ -85,7 +85,7 @@ class PoolExecutor final : public Executor {
       if (!options_.cpus.empty()) {
         cpu_set_t set;
         CPU_ZERO(&set);
-        CPU_SET(options_.cpus[(i - 1) % options_.cpus.size()], &set);
+        for (const int cpu : options_.cpus[(i - 1) % options_.cpus.size()]) CPU_SET(cpu, &set);
         pthread_setaffinity_np(threads_.back().native_handle(), sizeof(set), &set);  // advisory
       }
     }

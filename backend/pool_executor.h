@@ -13,9 +13,9 @@
 namespace hybridgen {
 
 struct PoolExecutorOptions {
-  std::string name = "cpu";  // of the threads, at most 12 characters are kept
-  int num_workers = 1;       // the calling thread is worker 0, the pool adds num_workers - 1 threads
-  std::vector<int> cpus;     // thread i + 1 is pinned to cpus[i % size]; empty: not pinned
+  std::string name = "cpu";            // of the threads, at most 12 characters are kept
+  int num_workers = 1;                 // the calling thread is worker 0, the pool adds num_workers - 1 threads
+  std::vector<std::vector<int>> cpus;  // thread i + 1 runs on one of cpus[i % size]; empty: wherever
   absl::Duration spin = absl::Microseconds(30);  // bound of busy waiting before a thread parks
   absl::Duration timeout = absl::Seconds(60);    // watchdog of Run
 };

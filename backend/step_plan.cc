@@ -1,6 +1,7 @@
 #include "backend/step_plan.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace hybridgen {
 namespace {
@@ -9,19 +10,21 @@ namespace {
 constexpr int32_t kMinSplitTokens = 256;
 // Items per worker: enough that a disturbed core hands its share on, few enough that the merge stays small.
 constexpr int32_t kItemsPerWorker = 4;
-// With few rows an item takes all KV heads, so that it reads a page's heads one after the other in one run.
+// With few rows an item takes all KV heads of a host page, so that it reads them one after the other in one run.
 constexpr int32_t kAllHeadsRows = 16;
 
 int32_t CeilDiv(int64_t a, int64_t b) { return static_cast<int32_t>((a + b - 1) / b); }
 
-// The query tiles of a sequence: rows of a tile are tokens x group of one KV head, or of all heads when few.
+// The query tiles of a sequence: rows of a tile are tokens x group of one KV head, or of a group's heads when few.
 struct Tiling {
   int32_t tile_tokens;
   int32_t tile_heads;
 };
 
 Tiling ChooseTiling(const SplitOptions& options, const PlanSequence& sequence) {
-  if (sequence.query_len * options.group <= kAllHeadsRows) return {sequence.query_len, options.num_kv_heads};
+  if (sequence.query_len * options.group <= kAllHeadsRows) {
+    return {sequence.query_len, options.num_kv_heads / options.head_groups};
+  }
   return {std::max(1, options.max_tile_rows / std::min(options.group, options.max_tile_rows)), 1};
 }
 
@@ -73,6 +76,20 @@ void EmitItems(const SplitOptions& options, const PlanSequence& sequence, int32_
   }
 }
 
+// Brings the CPU's items into the order of their head groups.
+void GroupItems(const SplitOptions& options, StepPlan& plan) {
+  const auto group_of = [heads = options.num_kv_heads / options.head_groups](const WorkItem& item) {
+    return item.heads.begin / heads;
+  };
+  if (options.head_groups > 1) {
+    std::stable_sort(plan.cpu_items.begin(), plan.cpu_items.end(),
+                     [&](const WorkItem& a, const WorkItem& b) { return group_of(a) < group_of(b); });
+  }
+  plan.cpu_group_ends.assign(options.head_groups, 0);
+  for (const WorkItem& item : plan.cpu_items) ++plan.cpu_group_ends[group_of(item)];
+  std::partial_sum(plan.cpu_group_ends.begin(), plan.cpu_group_ends.end(), plan.cpu_group_ends.begin());
+}
+
 }  // namespace
 
 void StepPlan::Clear() {
@@ -88,6 +105,7 @@ void StepPlan::Clear() {
   host_writes.clear();
   device_items.clear();
   cpu_items.clear();
+  cpu_group_ends.clear();
   merges.clear();
   partial_rows = 0;
   tokens_written = 0;
@@ -144,6 +162,7 @@ void SplitWork(const SplitOptions& options, StepPlan& plan) {
     }
     plan.partial_rows += splits * sequence.query_len;
   }
+  GroupItems(options, plan);
 }
 
 }  // namespace hybridgen

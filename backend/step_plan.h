@@ -88,6 +88,8 @@ struct StepPlan {
   std::vector<WriteRun> host_writes;
   std::vector<WorkItem> device_items;  // empty in the `cpu` kind
   std::vector<WorkItem> cpu_items;
+  // [KV head group] where the group's items end in cpu_items, which begin with those of group 0.
+  std::vector<int32_t> cpu_group_ends;
   std::vector<MergeItem> merges;
   int32_t partial_rows = 0;  // rows of the workspace; a row holds all query heads
   int64_t tokens_written = 0;
@@ -98,13 +100,14 @@ struct StepPlan {
 // What decides the cut into items; equal inputs give equal items, whichever thread runs them.
 struct SplitOptions {
   int num_kv_heads = 1;
-  int group = 1;  // query heads per KV head (largest of all layers)
+  int head_groups = 1;  // of equal size; no item crosses from one to another, for each has host pages of its own
+  int group = 1;        // query heads per KV head (largest of all layers)
   int cpu_workers = 1;
   int device_workers = 0;  // 0: no device worker, the CPU attends everything
   int max_tile_rows = 64;  // rows that one kernel call takes
 };
 
-// Fills items, merges and partial_rows from sequences and pages.
+// Fills items, cpu_group_ends, merges and partial_rows from sequences and pages.
 void SplitWork(const SplitOptions& options, StepPlan& plan);
 
 }  // namespace hybridgen

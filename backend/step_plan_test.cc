@@ -90,13 +90,29 @@ void CheckCover(const SplitOptions& options, const StepPlan& plan) {
   EXPECT_EQ(merged, rows.size()) << "a partial is never merged";
 }
 
+// No item crosses from one head group to another, and the CPU's lie where cpu_group_ends says.
+void CheckGroups(const SplitOptions& options, const StepPlan& plan) {
+  const int heads = options.num_kv_heads / options.head_groups;
+  for (const std::vector<WorkItem>* items : {&plan.device_items, &plan.cpu_items}) {
+    for (const WorkItem& item : *items) EXPECT_EQ(item.heads.begin / heads, (item.heads.end - 1) / heads);
+  }
+  ASSERT_EQ(plan.cpu_group_ends.size(), static_cast<size_t>(options.head_groups));
+  EXPECT_EQ(plan.cpu_group_ends.back(), static_cast<int32_t>(plan.cpu_items.size()));
+  for (int32_t i = 0; i < static_cast<int32_t>(plan.cpu_items.size()); ++i) {
+    const int group = plan.cpu_items[i].heads.begin / heads;
+    EXPECT_LT(i, plan.cpu_group_ends[group]);
+    EXPECT_GE(i, group == 0 ? 0 : plan.cpu_group_ends[group - 1]);
+  }
+}
+
 TEST(StepPlanTest, EveryPageIsAttendedOnceOverRandomShapes) {
   std::mt19937 random(7);
   const auto uniform = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
   for (int round = 0; round < 300; ++round) {
     SCOPED_TRACE(testing::Message() << "round " << round);
     SplitOptions options;
-    options.num_kv_heads = uniform(1, 5);
+    options.head_groups = uniform(1, 3);
+    options.num_kv_heads = options.head_groups * uniform(1, 4);
     options.group = uniform(1, 3) == 1 ? 71 : uniform(1, 9);
     options.cpu_workers = uniform(1, 8);
     options.device_workers = uniform(0, 2);
@@ -114,6 +130,7 @@ TEST(StepPlanTest, EveryPageIsAttendedOnceOverRandomShapes) {
       EXPECT_TRUE(plan.device_items.empty());
     }
     CheckCover(options, plan);
+    CheckGroups(options, plan);
     if (HasFailure()) return;
   }
 }

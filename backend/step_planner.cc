@@ -145,6 +145,9 @@ class IdentityPlanner final : public StepPlanner {
   int64_t step_ = 0;
 };
 
+// Migrations at a time: each holds the page that it moves to.
+constexpr int64_t kMostMigrations = 8;
+
 class TieredPlanner final : public StepPlanner {
  public:
   explicit TieredPlanner(const TieredPlannerOptions& options) : o_(options) {}
@@ -162,6 +165,7 @@ class TieredPlanner final : public StepPlanner {
       if (!o_.mirror->IsReferenced(block)) o_.blocks->MarkDead(block);
     }
     if (absl::Status status = Start(o_.blocks->PlanPublish(o_.knobs->publish_blocks)); !status.ok()) return status;
+    if (absl::Status status = StartMigrations(); !status.ok()) return status;
 
     plan.step = last_step_ = o_.blocks->BeginStep();
     // All writes before any read: a sequence may read prefix blocks that another writes in this very step.
@@ -208,7 +212,12 @@ class TieredPlanner final : public StepPlanner {
   }
 
   absl::Status FinishCopies() {
-    for (const CopyTask& task : o_.copies->TakeFinished()) {
+    if (absl::Status status = Finish(o_.copies->TakeFinished()); !status.ok()) return status;
+    return o_.mover == nullptr ? absl::OkStatus() : Finish(o_.mover->TakeFinished());
+  }
+
+  absl::Status Finish(const std::vector<CopyTask>& tasks) {
+    for (const CopyTask& task : tasks) {
       if (absl::Status status = o_.blocks->FinishCopy(task); !status.ok()) return status;
     }
     return absl::OkStatus();
@@ -220,8 +229,19 @@ class TieredPlanner final : public StepPlanner {
     return FinishCopies();
   }
 
-  absl::Status DrainCopies() {
+  absl::Status StartMigrations() {
+    if (o_.mover == nullptr) return absl::OkStatus();
+    std::vector<CopyTask> tasks =
+        o_.blocks->PlanHeal(static_cast<int>(std::max<int64_t>(0, kMostMigrations - o_.mover->in_flight())));
+    return tasks.empty() ? absl::OkStatus() : o_.mover->Start(std::move(tasks));
+  }
+
+  // Pages that copies hold come back: publishes and recalls are waited for, migrations are given up.
+  absl::Status EndCopies() {
     if (absl::Status status = o_.copies->Drain(); !status.ok()) return status;
+    if (o_.mover != nullptr) {
+      if (absl::Status status = o_.mover->CancelAll(); !status.ok()) return status;
+    }
     return FinishCopies();
   }
 
@@ -252,14 +272,14 @@ class TieredPlanner final : public StepPlanner {
     const int32_t offset = begin - b * o_.block_size;
     const int32_t count = std::min((b + 1) * o_.block_size, sequence.seq_len) - begin;
     const int32_t block = tables_[index][b];
-    if (offset > 0 && CopyReadsHost(block)) {
-      if (absl::Status status = DrainCopies(); !status.ok()) return status;
-    }
-    absl::StatusOr<Residency> to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len);
+    if (absl::Status status = EndCopiesOf(block, offset); !status.ok()) return status;
+    // Sequences that share their first block share its spread over the host tiers.
+    const uint32_t name = static_cast<uint32_t>(tables_[index][0]);
+    absl::StatusOr<Residency> to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len, name);
     if (absl::IsResourceExhausted(to.status())) {
       // Destinations of copies in flight may be what is missing.
-      if (absl::Status status = DrainCopies(); !status.ok()) return status;
-      to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len);
+      if (absl::Status status = EndCopies(); !status.ok()) return status;
+      to = o_.blocks->PrepareWrite(block, offset, count, b, sequence.seq_len, name);
     }
     if (!to.ok()) return to.status();
     WriteRun run;
@@ -279,10 +299,19 @@ class TieredPlanner final : public StepPlanner {
     return absl::OkStatus();
   }
 
-  // A recall or migration in flight reads host pages that a write at offset > 0 would change under it.
-  bool CopyReadsHost(int32_t block) const {
+  // A write at offset > 0 changes host pages that a recall or a migration in flight may be reading. The recall is
+  // waited for, as it is in the device's queue; the migration is given up, also when a write at offset 0 makes it
+  // worthless.
+  absl::Status EndCopiesOf(int32_t block, int offset) {
+    if (block <= 0) return absl::OkStatus();
     const BlockState state = o_.blocks->state(block);
-    return state == BlockState::kRecalling || state == BlockState::kMigrating;
+    if (state == BlockState::kMigrating) {
+      if (absl::Status status = o_.mover->Cancel(block); !status.ok()) return status;
+      return FinishCopies();
+    }
+    if (state != BlockState::kRecalling || offset == 0) return absl::OkStatus();
+    if (absl::Status status = o_.copies->Drain(); !status.ok()) return status;
+    return FinishCopies();
   }
 
   absl::Status AddPages(PlanSequence& sequence, size_t index, const LayerLimits& limits, StepPlan& plan) {

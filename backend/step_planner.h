@@ -11,6 +11,7 @@
 #include "backend/block_table_mirror.h"
 #include "backend/copy_sink.h"
 #include "backend/host_tiers.h"
+#include "backend/mover.h"
 #include "backend/step_plan.h"
 #include "memory/block_manager.h"
 #include "scheduler/step_knobs.h"
@@ -59,6 +60,7 @@ struct TieredPlannerOptions {
   const HostTiers* host = nullptr;
   BlockTableMirror* mirror = nullptr;
   CopySink* copies = nullptr;
+  Mover* mover = nullptr;  // null: no migrations
   const StepKnobs* knobs = nullptr;
   bool has_device_worker = false;
 };

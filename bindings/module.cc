@@ -30,11 +30,12 @@ void Check(hg_status status) {
   if (status != HG_OK) Raise(status, hg_last_error());
 }
 
-// The text of a function that fills a buffer and tells how much it needs, which may grow between calls.
+// The text of a function that fills a buffer and tells how much it needs, which may grow between calls. `expected`
+// bytes that suffice save a call.
 template <typename Fill>
-std::string ReadText(const Fill& fill) {
-  size_t needed = 0;
-  Check(fill(nullptr, 0, &needed));
+std::string ReadText(const Fill& fill, size_t expected = 0) {
+  size_t needed = expected;
+  if (expected == 0) Check(fill(nullptr, 0, &needed));
   std::string text;
   do {
     text.resize(needed);
@@ -51,6 +52,21 @@ std::string TopologyJson(const std::optional<std::string>& root, const std::opti
   });
 }
 
+std::string MeasuredTopologyJson(const std::optional<std::string>& override_kinds) {
+  constexpr size_t kExpected = size_t{1} << 20;
+  return ReadText(
+      [&](char* buffer, size_t capacity, size_t* needed) {
+        hg_status status;
+        {
+          const py::gil_scoped_release release;  // measures for up to a second
+          status =
+              hg_topology_measured_json(override_kinds ? override_kinds->c_str() : nullptr, buffer, capacity, needed);
+        }
+        return status;
+      },
+      kExpected);
+}
+
 struct Name {
   const char* name;
   int32_t value;
@@ -58,6 +74,10 @@ struct Name {
 constexpr Name kDeviceKinds[] = {{"cpu", HG_DEVICE_CPU}, {"emulated", HG_DEVICE_EMULATED}, {"cuda", HG_DEVICE_CUDA}};
 constexpr Name kBindings[] = {{"identity", HG_BINDING_IDENTITY}, {"tiered", HG_BINDING_TIERED}};
 constexpr Name kExecutors[] = {{"auto", HG_EXECUTOR_AUTO}, {"openmp", HG_EXECUTOR_OPENMP}, {"pool", HG_EXECUTOR_POOL}};
+constexpr Name kPlacements[] = {{"auto", HG_PLACEMENT_AUTO},
+                                {"role", HG_PLACEMENT_ROLE},
+                                {"proportional", HG_PLACEMENT_PROPORTIONAL},
+                                {"interleave", HG_PLACEMENT_INTERLEAVE}};
 constexpr Name kIsas[] = {
     {"auto", HG_ISA_AUTO}, {"portable", HG_ISA_PORTABLE}, {"avx2", HG_ISA_AVX2}, {"avx512", HG_ISA_AVX512}};
 constexpr Name kDtypes[] = {{"float32", HG_FLOAT32}, {"float16", HG_FLOAT16}, {"bfloat16", HG_BFLOAT16}};
@@ -306,13 +326,14 @@ class Backend {
   std::atomic<bool> busy_{false};
 };
 
-std::unique_ptr<Backend> MakeBackend(const std::string& device_kind, const std::string& binding,
-                                     const std::string& executor, const std::string& isa, const std::string& dtype,
-                                     int32_t num_kv_heads, int32_t head_size, int32_t block_size, int32_t num_threads,
-                                     int32_t device_threads, int32_t speculative_tokens, int64_t dram_bytes,
-                                     int64_t cxl_bytes, int32_t dram_node, int32_t cxl_node, double streaming_share,
-                                     double device_gigabytes_per_second, double timeout_seconds,
-                                     const std::optional<std::vector<int32_t>>& cpus) {
+std::unique_ptr<Backend> MakeBackend(
+    const std::string& device_kind, const std::string& binding, const std::string& executor, const std::string& isa,
+    const std::string& dtype, int32_t num_kv_heads, int32_t head_size, int32_t block_size, int32_t num_threads,
+    int32_t device_threads, int32_t speculative_tokens, int64_t dram_bytes, int64_t cxl_bytes, int32_t dram_node,
+    int32_t cxl_node, const std::optional<std::string>& cxl_device, const std::string& placement,
+    int32_t interleave_dram_weight, int32_t interleave_cxl_weight, double dram_gigabytes_per_second,
+    double cxl_gigabytes_per_second, double mover_gigabytes_per_second, int32_t head_groups, double streaming_share,
+    double device_gigabytes_per_second, double timeout_seconds, const std::optional<std::vector<int32_t>>& cpus) {
   hg_config config = {};
   config.struct_size = sizeof(config);
   config.device_kind = ValueOf("device_kind", device_kind, kDeviceKinds);
@@ -330,6 +351,14 @@ std::unique_ptr<Backend> MakeBackend(const std::string& device_kind, const std::
   config.cxl_bytes = cxl_bytes;
   config.dram_node = dram_node;
   config.cxl_node = cxl_node;
+  config.cxl_device = cxl_device ? cxl_device->c_str() : nullptr;
+  config.placement = ValueOf("placement", placement, kPlacements);
+  config.interleave_dram_weight = interleave_dram_weight;
+  config.interleave_cxl_weight = interleave_cxl_weight;
+  config.dram_gigabytes_per_second = dram_gigabytes_per_second;
+  config.cxl_gigabytes_per_second = cxl_gigabytes_per_second;
+  config.mover_gigabytes_per_second = mover_gigabytes_per_second;
+  config.head_groups = head_groups;
   config.streaming_share = streaming_share;
   config.device_gigabytes_per_second = device_gigabytes_per_second;
   config.timeout_seconds = timeout_seconds;
@@ -352,8 +381,10 @@ PYBIND11_MODULE(_core, module) {
   module.def("build_info", &hg_build_info, "Library version, CPU features, kernel rows.");
   module.def(
       "topology_json", &TopologyJson, py::arg("root") = py::none(), py::arg("override") = py::none(),
-      "Memory nodes, memory devices and GPUs as JSON. root: a directory that holds sys and proc; override: kinds "
-      "such as '2:cxl,3:hbm'.");
+      "Memory nodes, memory devices, GPUs and advice on tiers as JSON. root: a directory that holds sys and proc; "
+      "override: kinds such as '2:cxl,3:hbm'.");
+  module.def("topology_measured_json", &MeasuredTopologyJson, py::arg("override") = py::none(),
+             "The same of this machine, with its nodes measured.");
 
   py::class_<Plan>(module, "Plan", "Memory of one planned step, filled by Backend.plan_step.").def(py::init<>());
 
@@ -362,7 +393,10 @@ PYBIND11_MODULE(_core, module) {
       .def(py::init(&MakeBackend), py::kw_only(), arg("device_kind"), arg("binding"), arg("executor") = "auto",
            arg("isa") = "auto", arg("dtype"), arg("num_kv_heads"), arg("head_size"), arg("block_size"),
            arg("num_threads") = 0, arg("device_threads") = 0, arg("speculative_tokens") = 0, arg("dram_bytes") = 0,
-           arg("cxl_bytes") = 0, arg("dram_node") = -1, arg("cxl_node") = -1, arg("streaming_share") = 0.0,
+           arg("cxl_bytes") = 0, arg("dram_node") = -1, arg("cxl_node") = -1, arg("cxl_device") = py::none(),
+           arg("placement") = "auto", arg("interleave_dram_weight") = 1, arg("interleave_cxl_weight") = 1,
+           arg("dram_gigabytes_per_second") = 0.0, arg("cxl_gigabytes_per_second") = 0.0,
+           arg("mover_gigabytes_per_second") = 0.0, arg("head_groups") = 0, arg("streaming_share") = 0.0,
            arg("device_gigabytes_per_second") = 0.0, arg("timeout_seconds") = 0.0, arg("cpus") = py::none())
       .def("add_layer", &Backend::AddLayer, py::kw_only(), arg("num_query_heads"), arg("scale"), arg("soft_cap") = 0.0f,
            arg("sliding_window") = 0, arg("alibi_slopes") = py::none(), arg("sinks") = py::none(),

@@ -52,6 +52,13 @@ absl::StatusOr<std::unique_ptr<BlockManager>> BlockManager::Create(const BlockMa
         absl::StrCat("BlockManager: device_low_watermark = ", options.device_low_watermark,
                      " must be at most device_pages = ", options.device_pages));
   }
+  for (const PageRole role : kPageRoles) {
+    const double share = options.cxl_share[Index(role)];
+    if (!(share >= 0 && share <= 1)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("BlockManager: cxl_share[", PageRoleName(role), "] = ", share, " must be in [0, 1]"));
+    }
+  }
   if (BlockCapacity(options) < 1) {
     return absl::InvalidArgumentError(
         "BlockManager: no tier holds a block: give device_pages, or host pages of both roles");
@@ -62,6 +69,7 @@ absl::StatusOr<std::unique_ptr<BlockManager>> BlockManager::Create(const BlockMa
 BlockManager::BlockManager(const BlockManagerOptions& options)
     : options_(options),
       protection_{options.block_size, options.sink_blocks, options.recent_blocks},
+      spread_{Spread(options.cxl_share[0]), Spread(options.cxl_share[1])},
       blocks_(options.num_blocks),
       device_pool_(options.device_pages),
       host_pools_{{PagePool(options.dram_pages[0]), PagePool(options.dram_pages[1])},
@@ -105,7 +113,7 @@ absl::Status BlockManager::CheckUse(const char* operation, int32_t block, int se
 }
 
 absl::StatusOr<Residency> BlockManager::PrepareWrite(int32_t block, int offset, int num_tokens, int sequence_block,
-                                                     int sequence_tokens) {
+                                                     int sequence_tokens, uint32_t sequence) {
   if (block <= kNullBlock) {
     ++counters_.null_block_writes;
     return Residency();
@@ -124,8 +132,10 @@ absl::StatusOr<Residency> BlockManager::PrepareWrite(int32_t block, int offset, 
                                                    " leaves a hole: only tokens [0, ", b.valid_tokens,
                                                    ") hold content; write from there or from 0"));
   }
+  MarkUsed(b, sequence_block, sequence_tokens);
   if (offset == 0) {
     Drop(b);
+    b.sequence = sequence;
     if (!AllocateDestination(block)) return NoPage(block);
     b.use.generated = ++generated_;
   } else {
@@ -137,7 +147,6 @@ absl::StatusOr<Residency> BlockManager::PrepareWrite(int32_t block, int offset, 
   }
   b.valid_tokens = offset + num_tokens;
   b.last_written = step_;
-  MarkUsed(b, sequence_block, sequence_tokens);
   return UsePages(b);
 }
 
@@ -233,7 +242,7 @@ bool BlockManager::AllocateDestination(int32_t block) {
   while (!HostBlockFree()) {
     if (!DropOneHostCopy()) return false;
   }
-  for (const PageRole role : kPageRoles) b.host[Index(role)] = AllocateHost(role);
+  for (const PageRole role : kPageRoles) b.host[Index(role)] = AllocateHost(b, role);
   SetState(b, BlockState::kHostOnly);
   ++counters_.host_direct_writes;
   return true;
@@ -296,12 +305,17 @@ bool BlockManager::HostBlockFree() const {
   return true;
 }
 
-// DRAM first, then CXL. The arenas are sized per role so that K fits into DRAM before V does (placement.h).
-HostPage BlockManager::AllocateHost(PageRole role) {
-  HostPage page{Tier::kDram, HostPool(Tier::kDram, role).Allocate()};
+Tier BlockManager::WantedTier(const Block& block, PageRole role) const {
+  return spread_[Index(role)].OnCxl(block.use.sequence_block, block.sequence) ? Tier::kCxl : Tier::kDram;
+}
+
+// The wanted tier, else the other one: where a page lies is a matter of speed, that there is one is not.
+HostPage BlockManager::AllocateHost(const Block& block, PageRole role) {
+  const Tier wanted = WantedTier(block, role);
+  const HostPage page{wanted, HostPool(wanted, role).Allocate()};
   if (page.index >= 0) return page;
-  if (role == PageRole::kKey) ++counters_.placement_misses;
-  return {Tier::kCxl, HostPool(Tier::kCxl, role).Allocate()};
+  if (role == PageRole::kKey && wanted == Tier::kDram) ++counters_.placement_misses;
+  return {OtherTier(wanted), HostPool(OtherTier(wanted), role).Allocate()};
 }
 
 }  // namespace hybridgen

@@ -20,6 +20,7 @@
 #include "absl/types/span.h"
 #include "memory/eviction_order.h"
 #include "memory/page_pool.h"
+#include "memory/spread.h"
 #include "memory/tier.h"
 
 namespace hybridgen {
@@ -35,6 +36,9 @@ struct BlockManagerOptions {
   // Host pages by role; the two tiers need not hold equally many of each.
   int dram_pages[kNumRoles] = {0, 0};
   int cxl_pages[kNumRoles] = {0, 0};
+  // Share of each role's host pages that comes from CXL, evenly along every sequence (spread.h), while both tiers have
+  // free pages; a page whose tier has none comes from the other. 0: DRAM first.
+  double cxl_share[kNumRoles] = {0, 0};
   PublishMode publish_mode = PublishMode::kCopy;
   int sink_blocks = 1;           // first blocks of a sequence, preferred on the device
   int recent_blocks = 2;         // newest blocks of a sequence, preferred on the device
@@ -80,6 +84,9 @@ constexpr int kNumBlockStates = 7;
 constexpr int Index(BlockState state) { return static_cast<int>(state); }
 const char* BlockStateName(BlockState state);
 
+// kAbandoned: given up before all bytes were in place; the block stays as if the copy had never begun.
+enum class CopyOutcome : uint8_t { kComplete, kAbandoned };
+
 // A copy for the backend to execute, then to report with FinishCopy. Source and destination stay allocated until
 // then, whatever happens to the block meanwhile. The source's bytes are complete when the copy is planned.
 struct CopyTask {
@@ -89,9 +96,10 @@ struct CopyTask {
   int32_t block = 0;
   uint32_t generation = 0;  // of the content copied; FinishCopy drops the result if it has changed
   int32_t num_tokens = 0;
-  int32_t device_page = -1;  // source of a publish, destination of a recall
-  HostPage k, v;             // destination of a publish or migration, source of a recall
-  HostPage from_k, from_v;   // source of a migration (a role with index < 0 stays where it is)
+  int32_t device_page = -1;                      // source of a publish, destination of a recall
+  HostPage k, v;                                 // destination of a publish or migration, source of a recall
+  HostPage from_k, from_v;                       // source of a migration (a role with index < 0 stays where it is)
+  CopyOutcome outcome = CopyOutcome::kComplete;  // set by whoever executes the copy, for FinishCopy
 };
 
 struct BlockManagerStats {
@@ -106,14 +114,14 @@ struct BlockManagerStats {
           migrations_dropped = 0;
   int64_t host_copies_dropped = 0;  // copies of clean blocks given up because host pages were short
   int64_t host_direct_writes = 0;   // blocks begun in a host tier because the device had no room
-  int64_t placement_misses = 0;     // K pages placed in CXL because DRAM had no room (V in CXL is no miss)
-  int64_t unwritten_reads = 0;      // reads of a block never written (they yield zeros)
-  int64_t null_block_writes = 0;    // writes to block 0 or a negative id, dropped
+  int64_t placement_misses = 0;   // K pages meant for DRAM that went to CXL because DRAM had none (V there is no miss)
+  int64_t unwritten_reads = 0;    // reads of a block never written (they yield zeros)
+  int64_t null_block_writes = 0;  // writes to block 0 or a negative id, dropped
 };
 
 class BlockManager {
  public:
-  // InvalidArgument: a negative count, no tier at all, a watermark above device_pages.
+  // InvalidArgument: a negative count, no tier at all, a watermark above device_pages, a share outside [0, 1].
   static absl::StatusOr<std::unique_ptr<BlockManager>> Create(const BlockManagerOptions& options);
 
   // Opens the next step and returns its number (1, 2, ...). Steps retire in order.
@@ -128,10 +136,13 @@ class BlockManager {
   // the write is dropped and counted.
   // `sequence_block` is the block's index in its sequence, `sequence_tokens` the sequence's length after this step:
   // they decide sink and recent protection and when a block is final (full, and publish_lag_tokens behind the head).
+  // `sequence` names the sequence, by any number that stays (its first block's id, say): with the index it decides the
+  // tier of the block's host pages. It is taken at offset 0; blocks of one sequence that name it differently are spread
+  // evenly, but not together.
   // Errors: InvalidArgument (out of range), FailedPrecondition (no step is open), ResourceExhausted (every tier is full
   // or in quarantine: names the sizes).
   absl::StatusOr<Residency> PrepareWrite(int32_t block, int offset, int num_tokens, int sequence_block,
-                                         int sequence_tokens);
+                                         int sequence_tokens, uint32_t sequence = 0);
 
   // Where `block` is read in the present step; marks it used. Never-written blocks give a Residency with no page.
   absl::StatusOr<Residency> Resolve(int32_t block, int sequence_block, int sequence_tokens);
@@ -152,8 +163,13 @@ class BlockManager {
   // Moves a host-only block's V (or K) to `to`, if a page is free there. Errors: InvalidArgument (block, tier),
   // FailedPrecondition (block not host-only, its last write not retired, already there), ResourceExhausted.
   absl::StatusOr<CopyTask> PlanMigrate(int32_t block, PageRole role, Tier to);
-  // The copy's bytes are in place. Applies it, or drops it if the block's generation changed. Each copy is finished
-  // once; InvalidArgument if none with this id is in flight.
+  // Migrations that bring pages of final blocks which a recent plan used to the tiers that placement wants them in, at
+  // most `max_blocks`, K before V. Where the wanted tier is full, a page that no recent plan used leaves it, to make
+  // room for a later call. Of the free pages of each role at most half are taken. Looks at a bounded number of blocks,
+  // each call where the last one ended.
+  std::vector<CopyTask> PlanHeal(int max_blocks);
+  // The copy is over. Applies it, or drops it if it was abandoned or the block's generation changed. Each copy is
+  // finished once; InvalidArgument if none with this id is in flight.
   absl::Status FinishCopy(const CopyTask& task);
 
   // For reports and tests; `block` in [0, num_blocks).
@@ -174,6 +190,7 @@ class BlockManager {
     int32_t device_page = -1;
     HostPage host[kNumRoles];
     int64_t last_written = 0;  // step
+    uint32_t sequence = 0;     // that wrote it at offset 0
     BlockUse use;
   };
 
@@ -194,7 +211,9 @@ class BlockManager {
   // Evicts the first clean block in eviction order, of class `last` or before; false if there is none.
   bool EvictOne(EvictionClass last);
   bool DropOneHostCopy();
-  HostPage AllocateHost(PageRole role);
+  // The tier that placement wants for the block's host page.
+  Tier WantedTier(const Block& block, PageRole role) const;
+  HostPage AllocateHost(const Block& block, PageRole role);
   bool HostBlockFree() const;
 
   bool IsFinal(const Block& block) const;
@@ -214,6 +233,7 @@ class BlockManager {
 
   const BlockManagerOptions options_;
   const ProtectionPolicy protection_;
+  const Spread spread_[kNumRoles];
   std::vector<Block> blocks_;
   PagePool device_pool_;
   PagePool host_pools_[2][kNumRoles];             // [DRAM, CXL][role]
@@ -223,6 +243,7 @@ class BlockManager {
   int64_t step_ = 0;
   int64_t retired_ = 0;
   int64_t generated_ = 0;  // writes at offset 0 so far
+  int32_t heal_next_ = 0;  // block at which PlanHeal goes on
 
   // Clean blocks that may be evicted, as a heap with the first to go on top. Built when a page is wanted and none is
   // free, and consumed by the evictions that follow; entries are checked again when taken.

@@ -58,7 +58,7 @@ std::vector<CopyTask> BlockManager::PlanPublish(int max_blocks) {
     task.kind = CopyTask::Kind::kPublish;
     task.block = dirty[i].second;
     task.device_page = blocks_[task.block].device_page;
-    for (const PageRole role : kPageRoles) PageOf(task, role) = AllocateHost(role);
+    for (const PageRole role : kPageRoles) PageOf(task, role) = AllocateHost(blocks_[task.block], role);
     tasks.push_back(StartCopy(task, BlockState::kPublishing));
   }
   return tasks;
@@ -114,6 +114,61 @@ absl::StatusOr<CopyTask> BlockManager::PlanMigrate(int32_t block, PageRole role,
   return StartCopy(task, BlockState::kMigrating);
 }
 
+std::vector<CopyTask> BlockManager::PlanHeal(int max_blocks) {
+  constexpr int kMostLookedAt = 1024;
+  struct Page {
+    int32_t block;
+    PageRole role;
+    Tier wanted;  // where it is to go
+  };
+  std::vector<Page> displaced[kNumRoles], idle[kNumTiers][kNumRoles];
+  const int looked_at = max_blocks > 0 ? std::min(options_.num_blocks, kMostLookedAt) : 0;
+  // Calls fn(page, tier, used) for the pages that may be moved.
+  const auto for_each = [&](const auto& fn) {
+    for (int i = 0; i < looked_at; ++i) {
+      const int32_t block = (heal_next_ + i) % options_.num_blocks;
+      const Block& b = blocks_[block];
+      if (b.state != BlockState::kHostOnly || !Settled(b)) continue;
+      const bool used = KeyOf(b).first >= EvictionClass::kUsed;
+      if (used && !IsFinal(b)) continue;
+      for (const PageRole role : kPageRoles) fn(Page{block, role, WantedTier(b, role)}, b.host[Index(role)].tier, used);
+    }
+  };
+  for_each([&](const Page& page, Tier tier, bool used) {
+    if (used && tier != page.wanted) displaced[Index(page.role)].push_back(page);
+  });
+  if (!displaced[0].empty() || !displaced[1].empty()) {
+    for_each([&](const Page& page, Tier tier, bool used) {
+      if (!used) idle[Index(tier)][Index(page.role)].push_back({page.block, page.role, OtherTier(tier)});
+    });
+  }
+  heal_next_ = (heal_next_ + looked_at) % options_.num_blocks;
+
+  std::vector<CopyTask> tasks;
+  const auto migrate = [&](const Page& page) {
+    absl::StatusOr<CopyTask> task = PlanMigrate(page.block, page.role, page.wanted);
+    if (task.ok()) tasks.push_back(*std::move(task));  // else a copy of the block's other role was planned just now
+  };
+  for (const PageRole role : kPageRoles) {
+    const int r = Index(role);
+    int room = (HostPool(Tier::kDram, role).num_free() + HostPool(Tier::kCxl, role).num_free()) / 2;
+    for (const Page& page : displaced[r]) {
+      if (room == 0 || static_cast<int>(tasks.size()) >= max_blocks) break;
+      std::vector<Page>& leave = idle[Index(page.wanted)][r];
+      if (HostPool(page.wanted, role).num_free() > 0) {
+        migrate(page);
+      } else if (!leave.empty() && HostPool(OtherTier(page.wanted), role).num_free() > 0) {
+        migrate(leave.back());
+        leave.pop_back();
+      } else {
+        continue;
+      }
+      --room;
+    }
+  }
+  return tasks;
+}
+
 absl::Status BlockManager::FinishCopy(const CopyTask& task) {
   const auto found = copies_.find(task.id);
   if (found == copies_.end()) {
@@ -126,8 +181,10 @@ absl::Status BlockManager::FinishCopy(const CopyTask& task) {
   Block& b = blocks_[copy.block];
   // An unchanged generation means that the block is still in the state that StartCopy gave it: every other way out of
   // that state is a write or a drop.
-  const bool apply = b.generation == copy.generation;
+  const bool current = b.generation == copy.generation;
+  const bool apply = current && task.outcome == CopyOutcome::kComplete;
   if (!apply) ReleaseDestination(copy);
+  if (current && !apply) SetState(b, b.device_page >= 0 ? BlockState::kDeviceDirty : BlockState::kHostOnly);
   switch (copy.kind) {
     case CopyTask::Kind::kPublish:
       ++(apply ? counters_.publishes : counters_.publishes_dropped);

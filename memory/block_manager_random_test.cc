@@ -4,6 +4,7 @@
 // anything else happens. After every operation the test recomputes, from its own records alone: each block's content
 // in the pages that the manager names, what unretired steps read, the state of every block and every statistic.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <deque>
@@ -41,6 +42,7 @@ struct Config {
   int watermark;
   Overlap overlap;
   Room room;
+  double cxl_share[kNumRoles] = {0, 0};  // multiples of 1/8, so that the model's sums are exact
 };
 
 const Config kConfigs[] = {
@@ -52,6 +54,26 @@ const Config kConfigs[] = {
     {"Starved", 33, 7, {7, 6}, {6, 6}, PublishMode::kCopy, 7, Overlap::kThreeSteps, Room::kTooLittle},
     {"HostOnly", 33, 0, {30, 10}, {10, 30}, PublishMode::kCopy, 0, Overlap::kThreeSteps, Room::kMayRunOut},
     {"DeviceOnly", 33, 32, {0, 0}, {0, 0}, PublishMode::kCopy, 16, Overlap::kSynchronous, Room::kAlwaysEnough},
+    {"SpreadTight",
+     33,
+     10,
+     {20, 9},
+     {10, 21},
+     PublishMode::kCopy,
+     5,
+     Overlap::kSynchronous,
+     Room::kAlwaysEnough,
+     {0, 0.375}},
+    {"Interleaved",
+     33,
+     8,
+     {13, 16},
+     {27, 24},
+     PublishMode::kMove,
+     0,
+     Overlap::kThreeSteps,
+     Room::kMayRunOut,
+     {0.5, 0.5}},
 };
 
 int64_t EnvironmentNumber(const char* name, int64_t fallback) {
@@ -81,6 +103,7 @@ struct ModelBlock {
   uint32_t generation = 0;
   bool dead = false;
   int sequence_block = 0, sequence_tokens = 0;
+  uint32_t sequence = 0;
   int64_t last_used = 0;
   int32_t written_page = -1;  // device page that the open step writes
 };
@@ -118,6 +141,7 @@ class Simulation {
     for (const PageRole role : kPageRoles) {
       options_.dram_pages[Index(role)] = config.dram_pages[Index(role)];
       options_.cxl_pages[Index(role)] = config.cxl_pages[Index(role)];
+      options_.cxl_share[Index(role)] = config.cxl_share[Index(role)];
       pages_[Index(Tier::kDevice)][Index(role)].resize(config.device_pages);
       pages_[Index(Tier::kDram)][Index(role)].resize(config.dram_pages[Index(role)]);
       pages_[Index(Tier::kCxl)][Index(role)].resize(config.cxl_pages[Index(role)]);
@@ -160,6 +184,8 @@ class Simulation {
   BlockManagerStats Stats() const { return manager_->Stats(); }
   int64_t refused_writes() const { return refused_writes_; }
   int64_t reads_checked() const { return reads_checked_; }
+  int64_t healed() const { return healed_; }
+  int64_t made_room() const { return made_room_; }
 
  private:
   int Random(int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng_); }
@@ -210,12 +236,13 @@ class Simulation {
     written_[id] = true;
     if (offset == 0) {
       block.sequence_block = Random(0, 6);
+      block.sequence = static_cast<uint32_t>(rng_());
     }
     const std::vector<BlockState> before = States();
     SetUsed(block, sequence_shift);
     Log(absl::StrCat("PrepareWrite block ", id, " [", offset, ", ", offset + count, ") of ", valid));
     const absl::StatusOr<Residency> where =
-        manager_->PrepareWrite(id, offset, count, block.sequence_block, block.sequence_tokens);
+        manager_->PrepareWrite(id, offset, count, block.sequence_block, block.sequence_tokens, block.sequence);
     ++block.generation;
     if (!where.ok()) {
       ASSERT_EQ(where.status().code(), absl::StatusCode::kResourceExhausted) << where.status();
@@ -251,7 +278,7 @@ class Simulation {
     block.written_page = where->device_page;
     if (offset == 0 && where->device_page < 0) {
       ++expected_.host_direct_writes;
-      if (where->k.tier == Tier::kCxl) ++expected_.placement_misses;
+      CheckPlacement(id, where->k, where->v);
     }
     for (const PageRole role : kPageRoles) Page(*where, role).last_use = step_;
     open_.writes.push_back(std::move(write));
@@ -313,7 +340,7 @@ class Simulation {
         const bool behind =
             (block.sequence_block + 1) * kBlockSize + options_.publish_lag_tokens <= block.sequence_tokens;
         ASSERT_TRUE(block.dead || (behind && task.num_tokens == kBlockSize)) << "block " << task.block;
-        if (task.k.tier == Tier::kCxl) ++expected_.placement_misses;
+        CheckPlacement(task.block, task.k, task.v);
         Started(task, CopyTask::Kind::kPublish);
       }
     } else if (choice <= 4) {
@@ -332,12 +359,42 @@ class Simulation {
         ASSERT_TRUE(blocks_[id].dead || blocks_[id].last_used < step_ - kRecentPlans) << "a used block made room";
       }
       CountVictims(before, 0);
+    } else if (Random(0, 1) == 0) {
+      PlanHeal(room);
     } else {
       const absl::StatusOr<CopyTask> task =
           manager_->PlanMigrate(RandomBlock(), kPageRoles[Random(0, 1)], kTiers[Random(1, 2)]);
       if (task.ok()) Started(*task, CopyTask::Kind::kMigrate);
     }
     Check();
+  }
+
+  void PlanHeal(int room) {
+    const BlockManagerStats before = manager_->Stats();
+    const int most = Random(0, room);
+    const std::vector<CopyTask> tasks = manager_->PlanHeal(most);
+    ASSERT_LE(static_cast<int>(tasks.size()), most);
+    int64_t moved[kNumRoles] = {};
+    for (const CopyTask& task : tasks) {
+      const ModelBlock& block = blocks_[task.block];
+      ASSERT_NE(task.k.index < 0, task.v.index < 0) << "one role moves";
+      const PageRole role = task.k.index >= 0 ? PageRole::kKey : PageRole::kValue;
+      const Tier to = role == PageRole::kKey ? task.k.tier : task.v.tier;
+      ASSERT_NE(to, (role == PageRole::kKey ? task.from_k : task.from_v).tier);
+      ++moved[Index(role)];
+      if (!block.dead && block.last_used >= step_ - kRecentPlans) {
+        ASSERT_EQ(to, WantedTier(block, role)) << PageRoleName(role) << " in use: block " << task.block;
+        ++healed_;
+      } else {
+        ASSERT_EQ(manager_->Stats().free_pages[Index(OtherTier(to))][Index(role)], 0)
+            << "idle " << PageRoleName(role) << " made room where there was some: block " << task.block;
+        ++made_room_;
+      }
+      Started(task, CopyTask::Kind::kMigrate);
+    }
+    for (int r = 0; r < kNumRoles; ++r) {
+      ASSERT_LE(moved[r], (before.free_pages[Index(Tier::kDram)][r] + before.free_pages[Index(Tier::kCxl)][r]) / 2);
+    }
   }
 
   void Started(const CopyTask& task, CopyTask::Kind kind) {
@@ -407,8 +464,9 @@ class Simulation {
   void AdvanceCopy() {
     const size_t chosen = Random(0, static_cast<int>(copies_.size()) - 1);
     RunningCopy& copy = copies_[chosen];
-    const CopyTask& task = copy.task;
-    if (copy.halves_done < 2) {
+    CopyTask& task = copy.task;
+    if (Random(0, 15) == 0) task.outcome = CopyOutcome::kAbandoned;  // wherever it stands
+    if (copy.halves_done < 2 && task.outcome == CopyOutcome::kComplete) {
       const int middle = task.num_tokens / 2;
       const int begin = copy.halves_done == 0 ? 0 : middle, end = copy.halves_done == 0 ? middle : task.num_tokens;
       for (const PageRole role : kPageRoles) {
@@ -436,7 +494,7 @@ class Simulation {
       ++copy.halves_done;
     } else {
       Log(absl::StrCat("copy ", task.id, " finishes"));
-      const bool applied = task.generation == blocks_[task.block].generation;
+      const bool applied = task.generation == blocks_[task.block].generation && task.outcome == CopyOutcome::kComplete;
       switch (task.kind) {
         case CopyTask::Kind::kPublish:
           ++(applied ? expected_.publishes : expected_.publishes_dropped);
@@ -463,6 +521,27 @@ class Simulation {
     std::vector<BlockState> states;
     for (int32_t id = 0; id < config_.num_blocks; ++id) states.push_back(manager_->state(id));
     return states;
+  }
+
+  // The tier that a share asks for. The rule is written out: a phase per sequence, and the whole numbers that the share
+  // passes along it.
+  Tier WantedTier(const ModelBlock& block, PageRole role) const {
+    const double phase = std::ldexp(static_cast<uint32_t>(block.sequence * 0x9e3779b9u), -32);
+    const double share = config_.cxl_share[Index(role)];
+    const double before = phase + block.sequence_block * share;
+    return std::floor(before + share) > std::floor(before) ? Tier::kCxl : Tier::kDram;
+  }
+
+  // New host pages of a block lie in the tiers that the shares ask for, unless those are full.
+  void CheckPlacement(int32_t id, const HostPage& k, const HostPage& v) {
+    for (const PageRole role : kPageRoles) {
+      const Tier wanted = WantedTier(blocks_[id], role);
+      const Tier tier = (role == PageRole::kKey ? k : v).tier;
+      if (tier == wanted) continue;
+      if (role == PageRole::kKey && wanted == Tier::kDram) ++expected_.placement_misses;
+      ASSERT_EQ(manager_->Stats().free_pages[Index(wanted)][Index(role)], 0)
+          << PageRoleName(role) << " of block " << id << " is not in " << TierName(wanted) << ", which has room";
+    }
   }
 
   // Clean blocks that lost a page to make room for the write of block `written`.
@@ -621,7 +700,7 @@ class Simulation {
   BlockManagerStats expected_;  // the cumulative counters
   uint64_t last_value_ = 0;
   int64_t step_ = 0, executed_ = 0, retired_ = 0;
-  int64_t refused_writes_ = 0, reads_checked_ = 0;
+  int64_t refused_writes_ = 0, reads_checked_ = 0, healed_ = 0, made_room_ = 0;
   std::deque<std::string> history_;
 };
 
@@ -664,6 +743,7 @@ TEST_P(BlockManagerRandomTest, AgreesWithTheNaiveModel) {
   }
   if (host && config.dram_pages[0] > 0 && config.cxl_pages[0] > 0) {
     EXPECT_GT(stats.migrations, 0);
+    EXPECT_GT(simulation.healed(), 0);
     EXPECT_GT(stats.migrations_dropped, 0);
     EXPECT_GT(stats.placement_misses, 0);
   }
@@ -675,7 +755,8 @@ TEST_P(BlockManagerRandomTest, AgreesWithTheNaiveModel) {
             << stats.recalls_dropped << "), migrations " << stats.migrations << " (dropped " << stats.migrations_dropped
             << "), host copies dropped " << stats.host_copies_dropped << ", host-direct writes "
             << stats.host_direct_writes << ", refused writes " << simulation.refused_writes() << ", reads checked "
-            << simulation.reads_checked() << "\n";
+            << simulation.reads_checked() << ", healed " << simulation.healed() << ", idle pages that made room "
+            << simulation.made_room() << "\n";
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, BlockManagerRandomTest, ::testing::ValuesIn(kConfigs),

@@ -26,11 +26,12 @@ enum class Op {
   kPlanPublish,
   kPlanRecall,
   kPlanMigrate,
-  kFinish,  // the copy in flight is done
+  kFinish,   // the copy in flight is done
+  kAbandon,  // the copy in flight is given up
   kRetire,
 };
-constexpr const char* kOpNames[] = {"Reuse",       "Write",      "Read",        "MarkDead", "Free",  "Pressure",
-                                    "PlanPublish", "PlanRecall", "PlanMigrate", "Finish",   "Retire"};
+constexpr const char* kOpNames[] = {"Reuse",       "Write",      "Read",        "MarkDead", "Free",    "Pressure",
+                                    "PlanPublish", "PlanRecall", "PlanMigrate", "Finish",   "Abandon", "Retire"};
 
 enum class Generation { kSame, kRises };
 enum class Copy { kNone, kApplied, kDropped };  // what becomes of the copy in flight
@@ -81,6 +82,7 @@ const Cell kCells[] = {
     {kPublishing, Op::kPlanRecall, kPublishing, kSame, Copy::kApplied},
     {kPublishing, Op::kPlanMigrate, kPublishing, kSame, Copy::kApplied},
     {kPublishing, Op::kFinish, kPublished, kSame, Copy::kApplied},
+    {kPublishing, Op::kAbandon, kDirty, kSame, Copy::kDropped},
     {kPublishing, Op::kRetire, kPublishing, kSame, Copy::kApplied},
 
     {kPublished, Op::kReuse, kDirty, kRises, Copy::kNone},
@@ -115,6 +117,7 @@ const Cell kCells[] = {
     {kRecalling, Op::kPlanRecall, kRecalling, kSame, Copy::kApplied},
     {kRecalling, Op::kPlanMigrate, kRecalling, kSame, Copy::kApplied},
     {kRecalling, Op::kFinish, kPublished, kSame, Copy::kApplied},
+    {kRecalling, Op::kAbandon, kHost, kSame, Copy::kDropped},
     {kRecalling, Op::kRetire, kRecalling, kSame, Copy::kApplied},
 
     {kMigrating, Op::kReuse, kDirty, kRises, Copy::kDropped},
@@ -127,6 +130,7 @@ const Cell kCells[] = {
     {kMigrating, Op::kPlanRecall, kMigrating, kSame, Copy::kApplied},
     {kMigrating, Op::kPlanMigrate, kMigrating, kSame, Copy::kApplied},
     {kMigrating, Op::kFinish, kHost, kSame, Copy::kApplied},
+    {kMigrating, Op::kAbandon, kHost, kSame, Copy::kDropped},
     {kMigrating, Op::kRetire, kMigrating, kSame, Copy::kApplied},
 };
 
@@ -223,6 +227,10 @@ class StateTableTest : public ::testing::TestWithParam<Cell> {
       case Op::kFinish:
         Finish();
         break;
+      case Op::kAbandon:
+        copy_.outcome = CopyOutcome::kAbandoned;
+        Finish();
+        break;
       case Op::kRetire:
         driver_.RetireAll();
         break;
@@ -280,7 +288,8 @@ TEST(StateTableCoverageTest, EveryCellThatCanHappenIsListedOnce) {
       const BlockState from = static_cast<BlockState>(state);
       const bool in_flight = from == kPublishing || from == kRecalling || from == kMigrating;
       int expected = 1;
-      if (op == static_cast<int>(Op::kFinish) && !in_flight) expected = 0;    // nothing to finish
+      const bool ends_copy = op == static_cast<int>(Op::kFinish) || op == static_cast<int>(Op::kAbandon);
+      if (ends_copy && !in_flight) expected = 0;                              // nothing to finish
       if (op == static_cast<int>(Op::kWrite) && from == kFree) expected = 0;  // a hole: refused, see below
       EXPECT_EQ((listed[{from, static_cast<Op>(op)}]), expected) << BlockStateName(from) << " " << kOpNames[op];
     }

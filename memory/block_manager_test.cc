@@ -83,22 +83,6 @@ TEST(BlockManagerTest, OneStepMayWriteMoreThanTheDeviceHolds) {
   EXPECT_EQ(driver->Stats().evictions, 0) << "no block of the step is evicted by the step";
 }
 
-TEST(BlockManagerTest, KeysFillDramBeforeValuesSpillToCxl) {
-  Driver driver;  // DRAM holds 8 K and 4 V pages
-  driver.NextStep();
-  for (int32_t block = 1; block <= 13; ++block) driver.WriteFull(block, block);
-  int key_in_dram = 0, value_in_dram = 0;
-  for (int32_t block = 4; block <= 13; ++block) {
-    key_in_dram += driver->Where(block).k.tier == Tier::kDram;
-    value_in_dram += driver->Where(block).v.tier == Tier::kDram;
-  }
-  EXPECT_EQ(key_in_dram, 8);
-  EXPECT_EQ(value_in_dram, 4);
-  EXPECT_EQ(driver->Where(13).k.tier, Tier::kCxl) << "the newest K spills";
-  EXPECT_EQ(driver->Stats().placement_misses, 2);
-  EXPECT_EQ(driver->Stats().resident_pages[Index(Tier::kCxl)][Index(PageRole::kValue)], 6);
-}
-
 TEST(BlockManagerTest, AFullHouseIsResourceExhaustedAndNamesTheSizes) {
   BlockManagerOptions options = SmallOptions();
   options.dram_pages[0] = 2;

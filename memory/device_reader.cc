@@ -34,6 +34,8 @@ std::optional<int64_t> ReadHex(const std::string& path) {
   return text ? ParseHex(*text) : std::nullopt;
 }
 
+bool IsPowerOfTwo(int64_t value) { return value > 0 && value < kMostBytes && (value & (value - 1)) == 0; }
+
 // What the device's place in the tree says of its memory.
 void ConcludeDaxKind(const std::string& path, DaxDevice& device) {
   if (absl::StrContains(path, "/ndbus")) {
@@ -115,6 +117,8 @@ std::vector<DaxDevice> ReadDaxDevices(const SystemRoots& roots) {
     device.target_node = ReadNodeId(*path + "/target_node");
     device.bytes = ReadCount(*path + "/size");
     if (device.bytes && (*device.bytes == 0 || *device.bytes >= kMostBytes)) device.bytes = std::nullopt;
+    device.alignment = ReadCount(*path + "/align");
+    if (device.alignment && !IsPowerOfTwo(*device.alignment)) device.alignment = std::nullopt;
     const std::string region = RegionDirectory(*path);
     if (!region.empty()) device.performance = ReadPerformance(region, "");
     devices.push_back(std::move(device));

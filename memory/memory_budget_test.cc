@@ -1,6 +1,8 @@
 // Tests of the memory accounting over fake trees.
 #include "memory/memory_budget.h"
 
+#include <unistd.h>
+
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -61,10 +63,77 @@ TEST(MemoryBudgetTest, ANodeLimitsOnlyItsOwnReservations) {
   tree.Write("sys/devices/system/node/has_memory", "0-1\n");
   tree.Write("sys/devices/system/node/node1/meminfo", NodeMeminfo(1, 16 * kGiB, 2 * kGiB, kGiB));
   EXPECT_EQ(ReadMemoryBudget(-1, tree.roots()).limited_by, "machine");
-  EXPECT_EQ(ReadMemoryBudget(0, tree.roots()).limited_by, "machine") << "node 0 tells nothing";
-  const MemoryBudget budget = ReadMemoryBudget(1, tree.roots());
-  EXPECT_EQ(budget.bytes, 3 * kGiB - 256 * kMiB);
+  MemoryBudget budget = ReadMemoryBudget(0, tree.roots());
+  EXPECT_EQ(budget.limited_by, "machine") << "node 0 tells nothing";
+  EXPECT_EQ(budget.free_bytes, 10 * kGiB);
+  EXPECT_FALSE(budget.node_bytes.has_value());
+  budget = ReadMemoryBudget(1, tree.roots());
+  EXPECT_EQ(budget.bytes, 2 * kGiB - 256 * kMiB) << "page cache is no room on a node";
   EXPECT_EQ(budget.limited_by, "node 1");
+  EXPECT_EQ(budget.free_bytes, 2 * kGiB);
+  EXPECT_EQ(budget.node_bytes, budget.bytes);
+
+  tree.Write("proc/meminfo", Meminfo(64 * kGiB, kGiB));
+  budget = ReadMemoryBudget(1, tree.roots());
+  EXPECT_EQ(budget.limited_by, "machine");
+  EXPECT_EQ(budget.node_bytes, 2 * kGiB - 256 * kMiB) << "of the node alone";
+}
+
+// A zone as /proc/zoneinfo writes it, with what surrounds the numbers that count.
+std::string Zone(int node, const std::string& name, int64_t high, int64_t managed, const std::string& protection) {
+  return absl::StrCat("Node ", node, ", zone ", name, "\n  per-node stats\n      nr_inactive_anon 66908\n  pages free ",
+                      managed / 2, "\n        boost    0\n        min      1\n        low      2\n        high     ",
+                      high, "\n        promo    9\n        managed  ", managed, "\n        protection: (", protection,
+                      ")\n  pagesets\n    cpu: 0\n              count:    5\n              high:     7777\n");
+}
+
+TEST(MemoryBudgetTest, WatermarksAndLowmemReservesOfANodesZonesAreKept) {
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  FakeTree tree;
+  tree.Write("sys/devices/system/node/has_memory", "0-2\n");
+  for (const int node : {0, 1, 2}) {
+    tree.Write(absl::StrCat("sys/devices/system/node/node", node, "/meminfo"),
+               NodeMeminfo(node, 16 * kGiB, 2 * kGiB, 0));
+  }
+  tree.Write("proc/zoneinfo", Zone(0, "DMA", 31, 3840, "0, 11, 9000, 9000, 9000") +
+                                  Zone(0, "DMA32", 200, 700000, "0, 0, 1500, 1500, 2500") +
+                                  Zone(0, "Normal", 1000, 2000000, "0, 0, 0, 32000, 0") +
+                                  Zone(1, "Movable", 500, 4000000, "0, 0, 0, 0, 0"));
+  // DMA would keep 31 + 9000 pages but has 3840.
+  EXPECT_EQ(ReadMemoryBudget(0, tree.roots()).bytes, 2 * kGiB - 256 * kMiB - (3840 + 200 + 2500 + 1000) * page);
+  EXPECT_EQ(ReadMemoryBudget(1, tree.roots()).bytes, 2 * kGiB - 256 * kMiB - 500 * page);
+  EXPECT_EQ(ReadMemoryBudget(2, tree.roots()).bytes, 2 * kGiB - 256 * kMiB) << "not listed";
+
+  MemoryBudgetReader reader(tree.roots());
+  EXPECT_EQ(reader(1).bytes, 2 * kGiB - 256 * kMiB - 500 * page);
+  tree.Write("sys/devices/system/node/node1/meminfo", NodeMeminfo(1, 16 * kGiB, kGiB, 0));
+  EXPECT_EQ(reader(1).bytes, kGiB - 256 * kMiB - 500 * page) << "free memory is read anew";
+
+  tree.Write("proc/zoneinfo",
+             "Node 1, zone Movable\n high 9223372036854775807\n managed 9223372036854775807\n"
+             "Node 99999999999, zone\nNode\nNode 0, zone X\n high -3\n protection: ()\n managed x\n");
+  EXPECT_EQ(ReadMemoryBudget(1, tree.roots()).bytes, 0) << "a zone that keeps everything";
+  EXPECT_EQ(ReadMemoryBudget(0, tree.roots()).bytes, 2 * kGiB - 256 * kMiB) << "garbage keeps nothing";
+}
+
+TEST(MemoryBudgetTest, MemoryOfAnyNodeIsThatOfTheCpuset) {
+  FakeTree tree;
+  tree.Write("proc/meminfo", Meminfo(64 * kGiB, 40 * kGiB));
+  tree.Write("sys/devices/system/node/has_memory", "0-2\n");
+  for (const int node : {0, 1, 2}) {
+    tree.Write(absl::StrCat("sys/devices/system/node/node", node, "/meminfo"),
+               NodeMeminfo(node, 16 * kGiB, 2 * kGiB, kGiB));
+  }
+  tree.Write("proc/self/status", "Mems_allowed:\t00000007\nMems_allowed_list:\t0-2\n");
+  EXPECT_EQ(ReadMemoryBudget(-1, tree.roots()).limited_by, "machine") << "all nodes are allowed";
+  tree.Write("proc/self/status", "Mems_allowed:\t00000005\nMems_allowed_list:\t0,2\nvoluntary_ctxt_switches:\t1\n");
+  const MemoryBudget budget = ReadMemoryBudget(-1, tree.roots());
+  EXPECT_EQ(budget.bytes, 2 * 3 * kGiB - 256 * kMiB) << "page cache is room where any node will do";
+  EXPECT_EQ(budget.limited_by, "cpuset nodes 0, 2");
+  tree.Write("proc/self/status", "Mems_allowed_list:\tall\n");
+  EXPECT_EQ(ReadMemoryBudget(-1, tree.roots()).limited_by, "machine");
+  tree.Write("proc/self/status", "Mems_allowed_list:\t7\n");
+  EXPECT_EQ(ReadMemoryBudget(-1, tree.roots()).limited_by, "machine") << "contradicts the nodes: believed by nobody";
 }
 
 TEST(MemoryBudgetTest, TheOnlyNodeIsTheMachine) {

@@ -83,6 +83,7 @@ struct DaxDevice {
   DaxUse use = DaxUse::kUnknown;
   std::optional<int> target_node;
   std::optional<int64_t> bytes;
+  std::optional<int64_t> alignment;  // of mappings, in bytes; a power of two
   Performance performance;
 };
 

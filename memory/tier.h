@@ -22,6 +22,9 @@ constexpr const char* TierName(Tier tier) {
   return "unknown";
 }
 
+// Of the two host tiers.
+constexpr Tier OtherTier(Tier host_tier) { return host_tier == Tier::kDram ? Tier::kCxl : Tier::kDram; }
+
 // What a host page holds. A device page holds both.
 enum class PageRole : uint8_t { kKey = 0, kValue = 1 };
 constexpr int kNumRoles = 2;

@@ -2,102 +2,17 @@
 #include <algorithm>
 #include <cstdlib>
 #include <iostream>
-#include <random>
 #include <string>
 #include <vector>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "memory/fake_tree.h"
-#include "memory/recorded_tree.h"
 #include "memory/topology.h"
+#include "memory/tree_mutator.h"
 
 namespace hybridgen {
 namespace {
-
-using Entries = std::vector<TreeEntry>;
-
-// No entry is a plausible answer in any file, which no reader could tell from the truth.
-const std::string kGarbage[] = {
-    "",
-    "garbage\n",
-    std::string("\xff\xfe\0\x01", 4),
-    "-1\n",
-    "0x\n",
-    "1.5\n",
-    "NaN\n",
-    "{}\n",
-    "5-3\n",
-    "0-99999999999\n",
-    "1,,2\n",
-    "9223372036854775807\n",
-    "18446744073709551615\n",
-    "99999999999999999999999999\n",
-    "0x7fffffffffffffff\n",
-    "Node 0 MemTotal: 9223372036854775807 kB\nNode 0 MemFree: 9223372036854775807 kB\n",
-    "Node 0 MemTotal: -5 kB\nNode 0 MemFree: kB\nMemTotal:\nMemFree",
-    std::string(100'000, 'A'),
-    std::string(100'000, '9'),
-};
-
-class Mutator {
- public:
-  explicit Mutator(uint64_t seed) : rng_(seed) {}
-
-  size_t Below(size_t bound) { return std::uniform_int_distribution<size_t>(0, bound - 1)(rng_); }
-
-  // One damage; what it was, for messages.
-  std::string Damage(Entries& entries) {
-    if (entries.empty()) return "nothing left";
-    TreeEntry& entry = entries[Below(entries.size())];
-    switch (Below(6)) {
-      case 0: {
-        const std::string what = absl::StrCat("deleted ", entry.path);
-        entries.erase(entries.begin() + (&entry - entries.data()));
-        return what;
-      }
-      case 1: {  // a whole directory
-        const std::string directory = entry.path.substr(0, entry.path.rfind('/') + 1);
-        Entries kept;
-        for (const TreeEntry& other : entries) {
-          if (!absl::StartsWith(other.path, directory)) kept.push_back(other);
-        }
-        entries = std::move(kept);
-        return absl::StrCat("deleted ", directory);
-      }
-      case 2:  // a link that leads nowhere or to itself; a directory where a file was
-        if (entry.type == TreeEntry::Type::kLink) {
-          entry.content = Below(2) == 0 ? "nowhere" : entry.path.substr(entry.path.rfind('/') + 1);
-        } else {
-          entry.path += "/unexpected";
-        }
-        return absl::StrCat("of another type: ", entry.path);
-      case 3:
-        return TakeOffline(entries);
-      default: {
-        const size_t garbage = Below(std::size(kGarbage));
-        entry.content = entry.type == TreeEntry::Type::kFile ? kGarbage[garbage] : "garbage";
-        return absl::StrCat("garbage ", garbage, " in ", entry.path);
-      }
-    }
-  }
-
- private:
-  // Drops the first or the last node from the list of nodes with memory or online, or announces nodes that are absent.
-  std::string TakeOffline(Entries& entries) {
-    const std::string list = Below(2) == 0 ? "has_memory" : "online";
-    for (TreeEntry& entry : entries) {
-      if (!absl::EndsWith(entry.path, "/node/" + list)) continue;
-      const std::string lists[] = {"0\n", "1\n", "1-2\n", "0-1023\n", "\n", "700\n"};
-      entry.content = lists[Below(std::size(lists))];
-      return absl::StrCat(list, " = ", entry.content);
-    }
-    return "no node list left";
-  }
-
-  std::mt19937_64 rng_;
-};
 
 template <typename T>
 void ExpectTrueOrUnknown(const T& told, const T& truth, const T& unknown, const char* what) {
@@ -168,51 +83,26 @@ void ExpectNoLie(const Topology& told, const Topology& truth) {
                                               "machine total");
 }
 
-Topology Read(const Entries& entries) {
+Topology Read(const TreeEntries& entries) {
   FakeTree tree;
   WriteTree(entries, tree);
   return ReadTopology(tree.roots());
-}
-
-// The recorded trees with a GPU each, and the CXL device's as persistent memory.
-std::vector<Entries> Originals() {
-  std::vector<Entries> trees;
-  for (const char* name : {"one-6.1", "one-6.12", "nohmat-6.1", "nohmat-6.12", "cxl-6.1", "cxl-6.12", "2s-cxl-6.1",
-                           "2s-cxl-6.12", "hbm-cxl-6.1", "hbm-cxl-6.12", "cxltype3-6.12"}) {
-    trees.push_back(ReadRecordedTree(name));
-  }
-  Entries persistent = trees.back();
-  for (TreeEntry& entry : persistent) {
-    for (std::string* text : {&entry.path, &entry.content}) {
-      *text = absl::StrReplaceAll(*text, {{"decoder0.0/region0/dax_region0", "nvdimm-bridge0/ndbus0/region0/dax0.0"}});
-    }
-    if (absl::EndsWith(entry.path, "/region0/mode")) entry.content = "pmem\n";
-  }
-  trees.push_back(persistent);
-  for (Entries& entries : trees) {
-    for (const auto& [file, content] :
-         {std::pair("class", "0x030200\n"), std::pair("vendor", "0x10de\n"), std::pair("numa_node", "0\n")}) {
-      entries.push_back({TreeEntry::Type::kFile, absl::StrCat("sys/bus/pci/devices/0000:18:00.0/", file), content});
-    }
-  }
-  return trees;
 }
 
 TEST(TopologyMutationTest, DamagedTreesNeverMislead) {
   const char* set = std::getenv("HYBRIDGEN_TEST_SEED");
   const uint64_t seed = set == nullptr ? 1 : std::strtoull(set, nullptr, 10);
   std::cout << "replay: bazel test //memory:topology_mutation_test --test_env=HYBRIDGEN_TEST_SEED=" << seed << "\n";
-  const std::vector<Entries> originals = Originals();
+  const std::vector<TreeEntries> originals = TreesToDamage();
   std::vector<Topology> truths;
-  for (const Entries& entries : originals) truths.push_back(Read(entries));
-  ASSERT_EQ(truths.back().nodes.at(1).kind, MemoryKind::kPersistent);
+  for (const TreeEntries& entries : originals) truths.push_back(Read(entries));
 
-  Mutator mutator(seed);
+  TreeMutator mutator(seed);
   int known = 0;
   int unknown = 0;
   for (int i = 0; i < 1000; ++i) {
     const size_t which = mutator.Below(originals.size());
-    Entries entries = originals[which];
+    TreeEntries entries = originals[which];
     std::string history = absl::StrCat("tree ", i, " of original ", which);
     for (size_t damages = 1 + mutator.Below(6); damages > 0; --damages) {
       absl::StrAppend(&history, "\n  ", mutator.Damage(entries));

@@ -1,4 +1,4 @@
-"""The command `hybridgen`: what is installed, the memory found, what a run's statistics say, and a demonstration."""
+"""The command `hybridgen`: what is installed, memory found and measured, a run's statistics, and a demonstration."""
 
 import pathlib
 from typing import Annotated
@@ -39,7 +39,7 @@ def info() -> None:
 def stats(
     file: Annotated[pathlib.Path, typer.Argument(help="A file that HYBRIDGEN_STATS named.")],
 ) -> None:
-    """Prints the tiers of a statistics file."""
+    """Prints the tiers of a statistics file, and where their memory lies."""
     from hybridgen import report
 
     try:
@@ -48,6 +48,8 @@ def stats(
         raise typer.BadParameter(str(error)) from None
     title = f"{statistics['device_kind']} device kind, {statistics['binding']} binding, process {statistics['pid']}"
     _console.print(report.tier_table(statistics, title))
+    if (table := report.arena_table(statistics)) is not None:
+        _console.print(table)
 
 
 @app.command()
@@ -59,16 +61,25 @@ def topology(
     root: Annotated[
         pathlib.Path | None, typer.Option(help="A directory that holds sys and proc; default: this machine.")
     ] = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option("--measure/--no-measure", help="Measure every node, within a second; default: on this machine."),
+    ] = None,
 ) -> None:
-    """Memory nodes, memory devices and GPUs, and how each was recognised. Measures nothing."""
+    """Memory nodes, devices and GPUs, how each was recognised and how fast it reads, and the tiers to use."""
     import json
 
     from hybridgen import _core, errors
     from hybridgen import topology as tables
     from hybridgen.config import format_size
 
+    if root is not None and measure:
+        raise typer.BadParameter("--measure needs the machine itself; leave out --root")
     try:
-        text = _core.topology_json(root=None if root is None else str(root), override=override)
+        if root is None and measure is not False:
+            text = _core.topology_measured_json(override=override)
+        else:
+            text = _core.topology_json(root=None if root is None else str(root), override=override)
     except errors.InvalidArgument as error:
         raise typer.BadParameter(str(error)) from None
     if as_json:
@@ -88,8 +99,11 @@ def topology(
         _console.print("the kernel lists no memory nodes")
     for table in tables.device_tables(found):
         _console.print(table)
-    if hint := tables.hint(found):
-        _console.print(hint, highlight=False, soft_wrap=True)
+    if found["measurement"]:
+        _console.print(f"measured: {found['measurement']}", highlight=False, soft_wrap=True)
+    _console.print(tables.tier_table(found["advice"]))
+    for line in tables.advice_lines(found["advice"]):
+        _console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

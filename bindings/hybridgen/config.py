@@ -66,6 +66,36 @@ def _number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def _node(text: str) -> int | str:
+    return AUTO if text.lower() == AUTO else _integer(-1, 1023)(text)
+
+
+def _device(text: str) -> str:
+    """A /dev/dax path; it is looked at when the tier is reserved."""
+    if text and not text.startswith("/"):
+        raise ValueError
+    return text
+
+
+def _placement(text: str) -> str:
+    """Checks the policy; it stays text, which is what every process passes on."""
+    placement_weights(text.lower())
+    return text.lower()
+
+
+def placement_weights(text: str) -> tuple[str, int, int]:
+    """Policy, DRAM weight and CXL weight of `role`, `interleave` or `interleave:3:1`."""
+    policy, *weights = text.split(":")
+    if policy not in (AUTO, "role", "proportional", "interleave"):
+        raise ValueError
+    if not weights:
+        return policy, 1, 1
+    dram, cxl = (_integer(1, 255)(weight) for weight in weights)
+    if policy != "interleave":
+        raise ValueError
+    return policy, dram, cxl
+
+
 def _cpus(text: str) -> str:
     """Checks a list such as 0-3,8; it stays text, which is what every process passes on."""
     if text.lower() != AUTO:
@@ -130,7 +160,7 @@ SETTINGS = (
         _size,
         "auto, or a size such as 0, 512M, 8G",
         "CXL tier of this host, divided among its ranks, reserved in full at start. `auto`: half of what is free on "
-        "HYBRIDGEN_CXL_NODE, or 0 where no node is named.",
+        "HYBRIDGEN_CXL_NODE, all of HYBRIDGEN_CXL_DEVICE, or 0 where neither is named.",
     ),
     Setting(
         "dram_node",
@@ -142,9 +172,52 @@ SETTINGS = (
     Setting(
         "cxl_node",
         "-1",
-        _integer(-1, 1023),
-        "-1, or a NUMA node from 0 to 1023",
-        "NUMA node of the CXL tier; -1: none, the tier is plain memory and reports itself as emulated.",
+        _node,
+        "-1, auto, or a NUMA node from 0 to 1023",
+        "NUMA node of the CXL tier; -1: none, the tier is plain memory and reports itself as emulated. `auto`: the "
+        "node that `hybridgen topology` recognises as CXL (HYBRIDGEN_TOPOLOGY may say so), unless HYBRIDGEN_CXL is 0; "
+        "refused where there is none or more than one.",
+    ),
+    Setting(
+        "cxl_device",
+        "",
+        _device,
+        "a path such as /dev/dax0.0, or empty for none",
+        "DAX device in devdax mode whose memory is the CXL tier, in place of a node. Serves one rank.",
+    ),
+    Setting(
+        "placement",
+        AUTO,
+        _placement,
+        "auto, role, proportional, interleave, interleave:N:M",
+        "How host pages are placed. `role`: K in DRAM first, V in what DRAM has left, then CXL. `proportional`: K in "
+        "DRAM first, V spread so that DRAM and CXL finish together. `interleave`: K and V in turn, N pages in DRAM for "
+        "every M in CXL (1 and 1), as the kernel's interleaving does; to compare with. `auto` is `proportional` where "
+        "the bandwidths of both tiers are known, by measuring or pacing, else `role`.",
+    ),
+    Setting(
+        "cxl_gbps",
+        "0",
+        _number(0.0, 1e6),
+        "0 to 1000000 GB/s",
+        "Paces the CPU's reads of a CXL tier of plain memory to this rate, so that it stands for slower memory; 0: "
+        "unpaced. Refused for a node or device.",
+    ),
+    Setting(
+        "mover_gbps",
+        "0",
+        _number(0.0, 1e6),
+        "0 to 1000000 GB/s",
+        "Budget of the mover, which brings host pages back to the tier that they are meant for; 0: nothing moves.",
+    ),
+    Setting(
+        "head_groups",
+        "0",
+        _integer(0, 16),
+        "0 to 16",
+        "Parts of a rank's KV heads, each with its host pages in the DRAM of one node and read by that node's CPUs "
+        "first; 0: one for each DRAM node with CPUs that the rank runs on. A number of nodes that the machine does "
+        "not have is emulated on memory that is not bound.",
     ),
     Setting(
         "stats",
@@ -232,7 +305,12 @@ class Config:
     dram: int | str
     cxl: int | str
     dram_node: int
-    cxl_node: int
+    cxl_node: int | str
+    cxl_device: str
+    placement: str
+    cxl_gbps: float
+    mover_gbps: float
+    head_groups: int
     stats: str
     disable: bool
     threads: int
@@ -253,7 +331,7 @@ class Config:
 def identity(settings: Config) -> Config:
     """`settings` with no host tier: the engine's tensor is the whole cache."""
     kind = "cpu" if settings.device_kind == AUTO else settings.device_kind
-    return replace(settings, device_kind=kind, dram=0, cxl=0)
+    return replace(settings, device_kind=kind, dram=0, cxl=0, cxl_node=-1, cxl_device="", cxl_gbps=0.0)
 
 
 def load(environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Config:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hybridgen import _core
-from hybridgen.config import AUTO, Config, cpu_list
+from hybridgen.config import AUTO, Config, cpu_list, placement_weights
 from hybridgen.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
 _DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -53,6 +53,7 @@ def make_core(settings: Config, spec, speculative_tokens: int = 0) -> _core.Back
     """A library backend for layers of one geometry; `spec` is vLLM's AttentionSpec."""
     if spec.head_size_v != spec.head_size:
         raise Unimplemented(f"values of {spec.head_size_v} dims with keys of {spec.head_size}; accepted: equal sizes")
+    placement, dram_weight, cxl_weight = placement_weights(settings.placement)
     return _core.Backend(
         device_kind=settings.device_kind,
         binding="tiered" if settings.tiered else "identity",
@@ -69,6 +70,13 @@ def make_core(settings: Config, spec, speculative_tokens: int = 0) -> _core.Back
         cxl_bytes=settings.cxl,
         dram_node=settings.dram_node,
         cxl_node=settings.cxl_node,
+        cxl_device=settings.cxl_device or None,
+        placement=placement,
+        interleave_dram_weight=dram_weight,
+        interleave_cxl_weight=cxl_weight,
+        cxl_gigabytes_per_second=settings.cxl_gbps,
+        mover_gigabytes_per_second=settings.mover_gbps,
+        head_groups=settings.head_groups,
         streaming_share=settings.streaming_share,
         device_gigabytes_per_second=settings.device_gbps,
         timeout_seconds=settings.timeout,

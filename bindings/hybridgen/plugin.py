@@ -130,9 +130,8 @@ def _resolve(vllm_config, settings: config.Config) -> config.Config:
         reasons.append("HYBRIDGEN_DEVICE_KIND=cuda (accepted: cpu, emulated; the CUDA worker does not exist yet)")
     kind = "cpu" if settings.device_kind == config.AUTO else settings.device_kind
     settings = replace(settings, device_kind=kind)
-    if settings.cxl == config.AUTO:
-        free = tiers.available_bytes(settings.cxl_node) if settings.cxl_node >= 0 else 0
-        settings = replace(settings, cxl=free // 2)
+    parallel = vllm_config.parallel_config
+    settings = tiers.resolve_cxl(settings, parallel.local_world_size * max(1, parallel.data_parallel_size_local))
     if settings.dram == config.AUTO and kind == "cpu":
         settings = replace(settings, dram=0)
     tiered = settings.dram == config.AUTO or settings.tiered

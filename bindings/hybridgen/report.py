@@ -9,6 +9,7 @@ from hybridgen.config import format_size
 
 TIERS = ("device", "dram", "cxl")
 _TITLES = {"device": "device", "dram": "DRAM", "cxl": "CXL"}
+_ROLES = {"key": "K", "value": "V"}
 
 
 def read(path: pathlib.Path) -> dict:
@@ -39,6 +40,66 @@ def sum_tiers(statistics: dict) -> dict[str, dict]:
 def cpu_share(tier: dict) -> float:
     """Share of the tier's bytes that the CPU read; 0 where nothing was read."""
     return tier["cpu_read_bytes"] / tier["read_bytes"] if tier["read_bytes"] else 0.0
+
+
+def placement_line(backend: dict) -> str:
+    """How one tiered backend placed its host pages, in a sentence for the log; problems come last."""
+    placement = backend["placement"]
+    shares = " and ".join(
+        f"{placement[f'{role}_share_on_cxl']:.0%} of {letter}" for role, letter in (("key", "K"), ("value", "V"))
+    )
+    arenas = ", ".join(
+        f"{_TITLES[arena['tier']]} {_ROLES[arena['role']]} {format_size(arena['capacity_bytes'])} on {_node(arena)}"
+        for arena in placement["arenas"]
+    )
+    emulated = [_TITLES[name] for name in TIERS if backend["tiers"].get(name, {}).get("emulated")]
+    problems = [
+        f"{_TITLES[arena['tier']]} {_ROLES[arena['role']]}: {_misplaced(arena)} sampled pages lie on other nodes"
+        for arena in placement["arenas"]
+        if arena["misplaced_pages"]
+    ]
+    parts = [f"placement {placement['policy']} ({placement['reason']}), {shares} wanted on CXL; {arenas}"]
+    if emulated:
+        parts.append("emulated: " + ", ".join(emulated))
+    return "; ".join(parts + problems + placement["notes"])
+
+
+def _node(arena: dict) -> str:
+    return "any node" if arena["node"] < 0 else f"node {arena['node']}"
+
+
+def _misplaced(arena: dict) -> str:
+    sampled = sum(arena["sampled_pages_on_node"].values()) + arena["sampled_pages_unknown"]
+    return f"{arena['misplaced_pages']} of {sampled}"
+
+
+def arena_table(statistics: dict) -> Table | None:
+    """Where the memory of the host tiers lies, by role and node; None in the identity binding."""
+    arenas = [arena for backend in statistics["backends"] for arena in backend.get("placement", {}).get("arenas", ())]
+    if not arenas:
+        return None
+    placement = statistics["backends"][0]["placement"]
+    table = Table(
+        title=f"host pages: placement {placement['policy']} ({placement['reason']})", title_justify="left",
+        caption="\n".join(placement["notes"]) or None, caption_justify="left",
+    )  # fmt: skip
+    for column in ("tier", "role", "node"):
+        table.add_column(column)
+    for column in ("capacity", "resident", "misplaced", "repaired", "unmovable", "pin failures"):
+        table.add_column(column, justify="right")
+    for arena in arenas:
+        table.add_row(
+            _TITLES[arena["tier"]],
+            _ROLES[arena["role"]],
+            "any" if arena["node"] < 0 else str(arena["node"]),
+            format_size(arena["capacity_bytes"]),
+            format_size(arena["resident_bytes"]),
+            _misplaced(arena),
+            str(arena["repaired_pages"]),
+            str(arena["unmovable_pages"]),
+            str(arena["pin_failures"]),
+        )
+    return table
 
 
 def tier_table(statistics: dict, title: str) -> Table:

@@ -1,10 +1,12 @@
 """Arithmetic of the tiers: what the machine can hold, how many blocks fit, what makes vLLM count them."""
 
+import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from hybridgen.config import Config, format_size
-from hybridgen.errors import ResourceExhausted
+from hybridgen.config import AUTO, Config, format_size
+from hybridgen.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 
 # Pages that copies in flight may hold while every block is live; they are kept out of the count of usable blocks.
 SPARE_BLOCKS = 4
@@ -61,6 +63,64 @@ class Geometry:
         return device_bytes // (self.block_bytes // self.content_bytes * content)
 
 
+def resolve_cxl(settings: Config, ranks: int, environ: Mapping[str, str] = os.environ) -> Config:
+    """`settings` with CXL size (of the whole host) and node as numbers; refuses what contradicts itself."""
+    if settings.cxl == 0:
+        return replace(settings, cxl_node=-1, cxl_device="", cxl_gbps=0.0)
+    if settings.cxl_device and settings.cxl_node != -1:
+        raise InvalidArgument(
+            f"HYBRIDGEN_CXL_DEVICE={settings.cxl_device} and HYBRIDGEN_CXL_NODE={settings.cxl_node} both name the CXL "
+            "tier; set one of them"
+        )
+    if settings.cxl_device and ranks > 1:
+        raise InvalidArgument(
+            f"HYBRIDGEN_CXL_DEVICE={settings.cxl_device} serves one rank and this host has {ranks}; use "
+            "HYBRIDGEN_CXL_NODE with the device's memory as a NUMA node"
+        )
+    if settings.cxl_node == AUTO:
+        settings = replace(settings, cxl_node=_cxl_node(environ.get("HYBRIDGEN_TOPOLOGY")))
+    if settings.cxl_gbps > 0 and (settings.cxl_device or settings.cxl_node >= 0):
+        raise InvalidArgument(
+            f"HYBRIDGEN_CXL_GBPS={settings.cxl_gbps} paces a CXL tier of plain memory, and the tier is "
+            f"{settings.cxl_device or f'NUMA node {settings.cxl_node}'}; accepted there: 0"
+        )
+    if settings.cxl == AUTO:
+        if settings.cxl_device:
+            settings = replace(settings, cxl=device_bytes(settings.cxl_device))
+        else:
+            free = available_bytes(settings.cxl_node) if settings.cxl_node >= 0 else 0
+            settings = replace(settings, cxl=free // 2)
+    return settings
+
+
+def _cxl_node(override: str | None) -> int:
+    """The one NUMA node recognised as CXL."""
+    from hybridgen import _core
+
+    nodes = json.loads(_core.topology_json(override=override))["nodes"]
+    found = [node["id"] for node in nodes if node["kind"] == "cxl"]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(f"{node['id']} {node['kind']}" for node in nodes) or "none listed"
+    problem = f"nodes {found} are" if found else "no node is"
+    raise InvalidArgument(
+        f"HYBRIDGEN_CXL_NODE=auto: {problem} recognised as CXL (nodes: {known}); name the node, or say what it is, "
+        "such as HYBRIDGEN_TOPOLOGY=1:cxl"
+    )
+
+
+def device_bytes(path: str, sys: str = "/sys") -> int:
+    """Memory of a DAX device that tiers can use: each role's part is rounded up to the device's alignment."""
+    folder = f"{sys}/bus/dax/devices/{os.path.basename(path)}"
+    size, alignment = _integer(f"{folder}/size"), _integer(f"{folder}/align")
+    if size is None or alignment is None:
+        raise FailedPrecondition(
+            f"HYBRIDGEN_CXL_DEVICE={path}: {folder} does not tell its size and alignment; accepted: a DAX device of "
+            "this machine (daxctl list)"
+        )
+    return max(0, size - 2 * alignment)
+
+
 def check_room(device_bytes: int, settings: Config) -> None:
     """Refuses sizes (of the whole host) that the machine cannot hold, before anything is allocated."""
     anywhere = device_bytes
@@ -68,7 +128,13 @@ def check_room(device_bytes: int, settings: Config) -> None:
         ("HYBRIDGEN_DRAM", settings.dram, settings.dram_node),
         ("HYBRIDGEN_CXL", settings.cxl, settings.cxl_node),
     ):
-        if node < 0:
+        if name == "HYBRIDGEN_CXL" and settings.cxl_device:
+            if size > device_bytes(settings.cxl_device):
+                raise ResourceExhausted(
+                    f"{name}={format_size(size)} is more than the {format_size(device_bytes(settings.cxl_device))} of "
+                    f"{settings.cxl_device}; lower {name}"
+                )
+        elif node < 0:
             anywhere += size
         elif size > available_bytes(node):
             raise ResourceExhausted(

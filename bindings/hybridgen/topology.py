@@ -1,4 +1,4 @@
-"""Tables of the machine's memory topology, for people."""
+"""Tables of the machine's memory topology and of the advice on tiers, for people."""
 
 from rich.table import Table
 
@@ -9,7 +9,9 @@ def _size(value: int | None) -> str:
     return "?" if value is None else format_size(value)
 
 
-def _performance(entry: dict) -> str:
+def _performance(entry: dict | None) -> str:
+    if entry is None:
+        return "no"
     bandwidth, latency = entry["read_megabytes_per_second"], entry["read_nanoseconds"]
     parts = [f"{bandwidth / 1000:.1f} GB/s"] if bandwidth is not None else []
     if latency is not None:
@@ -43,7 +45,8 @@ def _table(title: str, *columns: str) -> Table:
 
 def node_table(topology: dict) -> Table:
     """One row for each node that has memory."""
-    table = _table("Memory nodes", "node", "kind", "speed", "free of", "CPUs", "firmware says", "how recognised")
+    columns = ["node", "kind", "speed", "free of", "CPUs", "firmware says", "measured", "how recognised"]
+    table = _table("Memory nodes", *columns)
     for node in topology["nodes"]:
         reasons = [node["kind_evidence"]]
         if node["speed"] in ("slower", "faster") and node["speed_evidence"] not in node["kind_evidence"]:
@@ -57,25 +60,45 @@ def node_table(topology: dict) -> Table:
             f"{_size(node['free_bytes'])} / {_size(node['total_bytes'])}",
             _ranges(node["cpus"]),
             _performance(node),
+            _performance(node["measured"]),
             "\n".join(reasons),
         )
     return table
 
 
-def hint(topology: dict) -> str | None:
-    """What to do about nodes of unknown kind, if there are any."""
-    unknown = [node["id"] for node in topology["nodes"] if node["kind"] == "unknown"]
-    if not unknown:
-        return None
-    example = ",".join(f"{number}:cxl" for number in unknown)
-    return f"If you know what a node of unknown kind is, say so, such as HYBRIDGEN_TOPOLOGY={example}"
+def tier_table(advice: dict) -> Table:
+    """The memory that each host tier should take."""
+    table = _table("Tiers", "tier", "memory", "size", "reads", "by", "why")
+    for name in ("dram", "cxl"):
+        tier = advice[name]
+        if tier["device"] or tier["nodes"]:
+            ids = _ranges(tier["nodes"])
+            memory = f"/dev/{tier['device']}" if tier["device"] else f"node{'s' * (len(tier['nodes']) > 1)} {ids}"
+            facts = (memory, _size(tier["bytes"]), _performance(tier), tier["source"])
+        else:
+            facts = ("none", "", "", "")
+        table.add_row(name.upper(), *facts, tier["evidence"])
+    return table
+
+
+def advice_lines(advice: dict) -> list[str]:
+    """Placement, settings and warnings, a line each."""
+    lines = []
+    if advice["placement"] is not None:
+        share = advice["value_share_on_cxl"]
+        spread = "" if share is None else f", {100 * share:.0f} % of V on CXL"
+        lines.append(f"placement: {advice['placement']}{spread} ({advice['placement_evidence']})")
+    settings = [f"{name}={value}" for name, value in advice["settings"].items()]
+    lines.append(f"settings: {' '.join(settings) or 'the defaults'}")
+    return lines + [f"warning: {warning}" for warning in advice["warnings"]]
 
 
 def device_tables(topology: dict) -> list[Table]:
     """DAX devices and GPUs; a table each, where there are any."""
     tables = []
     if topology["dax_devices"]:
-        table = _table("DAX devices", "device", "kind", "use", "node", "size", "firmware says", "how recognised")
+        columns = ["device", "kind", "use", "node", "size", "firmware says", "measured", "how recognised"]
+        table = _table("DAX devices", *columns)
         for device in topology["dax_devices"]:
             table.add_row(
                 f"/dev/{device['name']}",
@@ -84,6 +107,7 @@ def device_tables(topology: dict) -> list[Table]:
                 _node(device["target_node"]),
                 _size(device["bytes"]),
                 _performance(device),
+                _performance(device["measured"]),
                 device["kind_evidence"],
             )
         tables.append(table)

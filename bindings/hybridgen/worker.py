@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from hybridgen import _core, compat, config, tiers
+from hybridgen import _core, compat, config, report, tiers
 from hybridgen.backend import HybridGenImpl, HybridGenMetadataBuilder, engine_settings
 from hybridgen.engine import TieredEngine, own_cpus
 from hybridgen.errors import Unimplemented
@@ -52,6 +52,7 @@ class HybridGenWorker(compat.cpu_worker_class()):
         super().initialize_from_config(kv_cache_config)
         if self._settings.tiered:
             self._bind(kv_cache_config)
+            compat.logger.info("HybridGen: %s", report.placement_line(json.loads(self._engine.core.stats())))
         compat.logger.info("%s", self._description(kv_cache_config))
 
     def execute_model(self, scheduler_output):

@@ -73,6 +73,7 @@ TEST(CreateTest, Enums) {
   ExpectFieldRefused(&hg_config::executor, {-1, 3, kMax, kMin}, "executor", "openmp");
   ExpectFieldRefused(&hg_config::isa, {-2, 3, kMax, kMin}, "isa", "avx512");
   ExpectFieldRefused(&hg_config::dtype, {-1, 3, kMax, kMin}, "dtype", "bfloat16");
+  ExpectFieldRefused(&hg_config::placement, {-1, 4, kMax, kMin}, "placement", "proportional");
 }
 
 TEST(CreateTest, Geometry) {
@@ -102,12 +103,21 @@ TEST(CreateTest, CountsAndSizes) {
                      "accepted");
   ExpectFieldRefused(&hg_config::dram_node, {-2, kMax, kMin}, "dram_node", "accepted");
   ExpectFieldRefused(&hg_config::cxl_node, {-2, kMax, kMin}, "cxl_node", "accepted");
+  ExpectFieldRefused(&hg_config::head_groups, {-1, 17, kMax, kMin}, "head_groups", "accepted: 0 to 16");
+  ExpectFieldRefused(&hg_config::interleave_dram_weight, {-1, 256, kMax, kMin}, "interleave_dram_weight", "1 to 255");
+  ExpectFieldRefused(&hg_config::interleave_cxl_weight, {-1, 256, kMax, kMin}, "interleave_cxl_weight", "1 to 255");
 }
 
 TEST(CreateTest, Fractions) {
   ExpectFieldRefused(&hg_config::streaming_share, {-0.1, 1.1, kNaN, kInfinity}, "streaming_share", "0 to 1");
-  ExpectFieldRefused(&hg_config::device_gigabytes_per_second, {-1.0, kNaN, -kInfinity}, "device_gigabytes_per_second",
-                     "accepted: 0");
+  ExpectFieldRefused(&hg_config::device_gigabytes_per_second, {-1.0, 1e-9, 1e9, kNaN, kInfinity, -kInfinity},
+                     "device_gigabytes_per_second", "accepted: 0");
+  ExpectFieldRefused(&hg_config::dram_gigabytes_per_second, {-1.0, 1e-9, 1e9, kNaN, kInfinity, -kInfinity},
+                     "dram_gigabytes_per_second", "accepted: 0");
+  ExpectFieldRefused(&hg_config::cxl_gigabytes_per_second, {-1.0, 1e-9, 1e9, kNaN, kInfinity, -kInfinity},
+                     "cxl_gigabytes_per_second", "accepted: 0");
+  ExpectFieldRefused(&hg_config::mover_gigabytes_per_second, {-1.0, 1e-9, 1e9, kNaN, kInfinity, -kInfinity},
+                     "mover_gigabytes_per_second", "accepted: 0");
   ExpectFieldRefused(&hg_config::timeout_seconds, {-1.0, kNaN, kInfinity, -kInfinity}, "timeout_seconds", "accepted");
 }
 

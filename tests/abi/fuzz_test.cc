@@ -163,7 +163,7 @@ TEST_P(FuzzTest, Configurations) {
     for (int32_t hg_config::*field :
          {&hg_config::device_kind, &hg_config::binding, &hg_config::executor, &hg_config::isa, &hg_config::dtype,
           &hg_config::num_kv_heads, &hg_config::head_size, &hg_config::block_size, &hg_config::speculative_tokens,
-          &hg_config::dram_node, &hg_config::cxl_node}) {
+          &hg_config::dram_node, &hg_config::cxl_node, &hg_config::head_groups}) {
       fuzzer_.Maybe(config.*field, 20);
     }
     if (fuzzer_.OneIn(20)) config.num_threads = fuzzer_.Below(8) - 4;
@@ -172,6 +172,7 @@ TEST_P(FuzzTest, Configurations) {
     fuzzer_.Maybe(config.cxl_bytes, 20);
     fuzzer_.Maybe(config.streaming_share, 20);
     fuzzer_.Maybe(config.device_gigabytes_per_second, 20);
+    fuzzer_.Maybe(config.mover_gigabytes_per_second, 20);
     fuzzer_.Maybe(config.timeout_seconds, 20);
     fuzzer_.Maybe(config.struct_size, 40);
     hg_backend* backend = nullptr;

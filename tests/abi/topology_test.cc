@@ -39,6 +39,20 @@ TEST(TopologyTest, BadArguments) {
   }
 }
 
+TEST(TopologyTest, MeasuredIsTheSameAndMore) {
+  size_t needed = 0;
+  EXPECT_TRUE(Fails(TheLibrary().topology_measured_json(nullptr, nullptr, 0, nullptr), HG_INVALID_ARGUMENT,
+                    {"needed", "null"}));
+  EXPECT_TRUE(Fails(TheLibrary().topology_measured_json(nullptr, nullptr, 9, &needed), HG_INVALID_ARGUMENT,
+                    {"buffer", "null"}));
+  EXPECT_TRUE(
+      Fails(TheLibrary().topology_measured_json("0:tape", nullptr, 0, &needed), HG_INVALID_ARGUMENT, {"accepted"}));
+  std::string json(1 << 20, 'x');
+  ASSERT_TRUE(Succeeds(TheLibrary().topology_measured_json(nullptr, json.data(), json.size(), &needed)));
+  ASSERT_LE(needed, json.size());
+  EXPECT_NE(json.find("\"advice\""), std::string::npos);
+}
+
 // A root with nothing in it is a machine about which nothing is known, or an error; never a crash.
 TEST(TopologyTest, EmptyRoot) {
   size_t needed = 0;

@@ -24,6 +24,22 @@ def tier(capacity, keys, values, cpu, device, emulated=False):
     }
 
 
+def arena(name, role, node, misplaced):
+    return {
+        "tier": name, "role": role, "node": node, "capacity_bytes": 8 * _MIB, "resident_bytes": 3 * _MIB,
+        "sampled_pages_on_node": {"0": 500, "1": 10}, "sampled_pages_unknown": 2, "misplaced_pages": misplaced,
+        "repaired_pages": 5, "unmovable_pages": 6, "no_room_pages": 0, "registered_bytes": 0, "pin_failures": 7,
+    }  # fmt: skip
+
+
+def placement():
+    return {
+        "policy": "proportional", "reason": "DRAM 8.0 GB/s paced, CXL 2.0 GB/s paced", "key_share_on_cxl": 0.0,
+        "value_share_on_cxl": 0.4, "notes": ["no NUMA control"],
+        "arenas": [arena("dram", "key", -1, 0), arena("cxl", "value", 1, 10)],
+    }  # fmt: skip
+
+
 def statistics(backends=1):
     tiers = {
         "device": tier(4 * _MIB, _MIB, 2 * _MIB, 0, 10 * _MIB, emulated=True),
@@ -58,6 +74,32 @@ def test_stats_prints_every_tier(statistics_file):
     assert table["device (emulated)"] == ["4.0 MiB", "1.0 MiB", "2.0 MiB", "10.0 MiB", "0%"]
     assert table["DRAM"] == ["64.0 MiB", "16.0 MiB", "15.0 MiB", "90.0 MiB", "100%"]
     assert table["all"] == ["", "", "", "100.0 MiB", "90%"]
+
+
+def test_stats_prints_where_the_memory_lies(tmp_path):
+    written = statistics()
+    written["backends"][0]["placement"] = placement()
+    path = tmp_path / "statistics.json"
+    path.write_text(json.dumps(written))
+    result = invoke("stats", str(path))
+    assert result.exit_code == 0, result.output
+    assert "placement proportional (DRAM 8.0 GB/s paced, CXL 2.0 GB/s paced)" in result.output
+    assert "no NUMA control" in result.output
+    lines = [line for line in result.output.splitlines() if "8.0 MiB" in line]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+    assert cells == [
+        ["DRAM", "K", "any", "8.0 MiB", "3.0 MiB", "0 of 512", "5", "6", "7"],
+        ["CXL", "V", "1", "8.0 MiB", "3.0 MiB", "10 of 512", "5", "6", "7"],
+    ]
+
+
+def test_the_log_says_how_pages_were_placed():
+    backend = statistics()["backends"][0] | {"placement": placement()}
+    assert report.placement_line(backend) == (
+        "placement proportional (DRAM 8.0 GB/s paced, CXL 2.0 GB/s paced), 0% of K and 40% of V wanted on CXL; "
+        "DRAM K 8.0 MiB on any node, CXL V 8.0 MiB on node 1; emulated: device; "
+        "CXL V: 10 of 512 sampled pages lie on other nodes; no NUMA control"
+    )
 
 
 def test_backends_of_a_process_are_summed():

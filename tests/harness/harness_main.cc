@@ -28,6 +28,17 @@ ABSL_FLAG(double, device_gbps, 0, "GB/s to which the emulated device paces its r
 ABSL_FLAG(std::string, device, "0", "device tier, all layers (64K, 8M, 1G); 0: room for every block");
 ABSL_FLAG(std::string, dram, "64M", "DRAM tier of the tiered binding");
 ABSL_FLAG(std::string, cxl, "0", "CXL tier of the tiered binding");
+ABSL_FLAG(int, dram_node, -1, "NUMA node of the DRAM tier; -1: any");
+ABSL_FLAG(int, cxl_node, -1, "NUMA node of the CXL tier; -1: plain memory stands for it");
+ABSL_FLAG(std::string, cxl_device, "", "/dev/daxX.Y whose memory is the CXL tier");
+ABSL_FLAG(std::string, placement, "auto", "auto, role, proportional or interleave");
+ABSL_FLAG(int, dram_weight, 1, "interleave: pages to DRAM for every cxl_weight pages to CXL");
+ABSL_FLAG(int, cxl_weight, 1, "interleave: pages to CXL for every dram_weight pages to DRAM");
+ABSL_FLAG(double, dram_gbps, 0, "GB/s to which the CPU's reads of the DRAM tier are paced; 0: as fast as they go");
+ABSL_FLAG(double, cxl_gbps, 0, "GB/s to which the CPU's reads of an emulated CXL tier are paced");
+ABSL_FLAG(double, mover_gbps, 0, "GB/s that migrations between host tiers may take; 0: none are made");
+ABSL_FLAG(int, head_groups, 0,
+          "parts of the KV heads with a DRAM node each; 0: as many as DRAM nodes with CPUs; others are emulated");
 ABSL_FLAG(double, streaming_share, 0, "share of the host tokens that the device attends, 0 to 1");
 ABSL_FLAG(std::vector<std::string>, prompt_tokens, std::vector<std::string>({"300", "77", "1"}),
           "prompt lengths, one sequence each");
@@ -89,8 +100,18 @@ HarnessOptions OptionsFromFlags() {
   config.device_gigabytes_per_second = absl::GetFlag(FLAGS_device_gbps);
   config.speculative_tokens = absl::GetFlag(FLAGS_draft_tokens);
   config.streaming_share = absl::GetFlag(FLAGS_streaming_share);
-  config.dram_node = -1;
-  config.cxl_node = -1;
+  config.dram_node = absl::GetFlag(FLAGS_dram_node);
+  config.cxl_node = absl::GetFlag(FLAGS_cxl_node);
+  static const std::string* const cxl_device = new std::string(absl::GetFlag(FLAGS_cxl_device));  // outlives the run
+  if (!cxl_device->empty()) config.cxl_device = cxl_device->c_str();
+  config.placement =
+      Choose("placement", absl::GetFlag(FLAGS_placement), {"auto", "role", "proportional", "interleave"});
+  config.interleave_dram_weight = absl::GetFlag(FLAGS_dram_weight);
+  config.interleave_cxl_weight = absl::GetFlag(FLAGS_cxl_weight);
+  config.dram_gigabytes_per_second = absl::GetFlag(FLAGS_dram_gbps);
+  config.cxl_gigabytes_per_second = absl::GetFlag(FLAGS_cxl_gbps);
+  config.mover_gigabytes_per_second = absl::GetFlag(FLAGS_mover_gbps);
+  config.head_groups = absl::GetFlag(FLAGS_head_groups);
   if (config.binding == HG_BINDING_TIERED) {
     config.dram_bytes = ParseSize("dram", absl::GetFlag(FLAGS_dram));
     config.cxl_bytes = ParseSize("cxl", absl::GetFlag(FLAGS_cxl));

@@ -82,6 +82,14 @@ TEST_P(HarnessTest, EveryOutputEqualsTheOracle) {
   EXPECT_EQ(read_bytes("dram") > 0, options.config.dram_bytes > 0) << report->stats;
   EXPECT_EQ(read_bytes("cxl") > 0, options.config.cxl_bytes > 0) << report->stats;
   EXPECT_GT(read_bytes("device"), 0) << report->stats;
+  // Paced reads never take less time than their rate allows, on however fast a machine.
+  const double cpu_seconds = stats["seconds"]["cpu"], device_seconds = stats["seconds"]["device"];
+  if (const double rate = 1e9 * options.config.cxl_gigabytes_per_second; rate > 0) {
+    EXPECT_LE(stats["tiers"]["cxl"]["cpu_read_bytes"].get<double>(), rate * cpu_seconds) << report->stats;
+  }
+  if (const double rate = 1e9 * options.config.device_gigabytes_per_second; rate > 0) {
+    EXPECT_LE(stats["tiers"]["device"]["device_read_bytes"].get<double>(), rate * device_seconds) << report->stats;
+  }
 }
 
 void AsItIs(HarnessOptions&) {}
@@ -114,6 +122,30 @@ void WithCxl(HarnessOptions& o) {
   o.config.dram_bytes = 320 * kKiB;
   o.config.cxl_bytes = 4096 * kKiB;
 }
+// Both host tiers in two head groups, with migrations.
+void HeadGroups(HarnessOptions& o) {
+  WithCxl(o);
+  BlocksReused(o);
+  o.config.head_groups = 2;
+  o.config.mover_gigabytes_per_second = 1;
+}
+void Proportional(HarnessOptions& o) {
+  o.config.dram_bytes = o.config.cxl_bytes = 2048 * kKiB;
+  o.config.placement = HG_PLACEMENT_PROPORTIONAL;
+  o.config.dram_gigabytes_per_second = 300;  // decides the share, too high to be felt
+  o.config.cxl_gigabytes_per_second = 100;
+}
+void Interleaved(HarnessOptions& o) {
+  o.config.dram_bytes = o.config.cxl_bytes = 2048 * kKiB;
+  o.config.placement = HG_PLACEMENT_INTERLEAVE;
+  o.config.interleave_dram_weight = 2;
+}
+// Slow enough that pacing waits.
+void Paced(HarnessOptions& o) {
+  WithCxl(o);
+  o.config.cxl_gigabytes_per_second = 0.02;
+}
+void PacedDevice(HarnessOptions& o) { o.config.device_gigabytes_per_second = 0.02; }
 void Portable(HarnessOptions& o) { o.config.isa = HG_ISA_PORTABLE; }
 
 std::string CaseName(const ::testing::TestParamInfo<Case>& info) { return info.param.name; }
@@ -129,6 +161,10 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"CpuTieredBlocksReused", HG_DEVICE_CPU, HG_BINDING_TIERED, BlocksReused},
                       Case{"CpuTieredDrafts", HG_DEVICE_CPU, HG_BINDING_TIERED, Drafts},
                       Case{"CpuTieredWithCxl", HG_DEVICE_CPU, HG_BINDING_TIERED, WithCxl},
+                      Case{"CpuTieredHeadGroups", HG_DEVICE_CPU, HG_BINDING_TIERED, HeadGroups},
+                      Case{"CpuTieredProportional", HG_DEVICE_CPU, HG_BINDING_TIERED, Proportional},
+                      Case{"CpuTieredInterleaved", HG_DEVICE_CPU, HG_BINDING_TIERED, Interleaved},
+                      Case{"CpuTieredPaced", HG_DEVICE_CPU, HG_BINDING_TIERED, Paced},
                       Case{"CpuTieredOddHeads", HG_DEVICE_CPU, HG_BINDING_TIERED, OddHeads},
                       Case{"CpuTieredPortable", HG_DEVICE_CPU, HG_BINDING_TIERED, Portable}),
     CaseName);
@@ -147,6 +183,9 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"EmulatedTieredNotCausal", HG_DEVICE_EMULATED, HG_BINDING_TIERED, NotCausal},
                       Case{"EmulatedTieredFloat16", HG_DEVICE_EMULATED, HG_BINDING_TIERED, Float16},
                       Case{"EmulatedTieredBFloat16", HG_DEVICE_EMULATED, HG_BINDING_TIERED, BFloat16},
+                      Case{"EmulatedTieredPaced", HG_DEVICE_EMULATED, HG_BINDING_TIERED, PacedDevice},
+                      Case{"EmulatedTieredProportional", HG_DEVICE_EMULATED, HG_BINDING_TIERED, Proportional},
+                      Case{"EmulatedTieredHeadGroups", HG_DEVICE_EMULATED, HG_BINDING_TIERED, HeadGroups},
                       Case{"EmulatedTieredWithCxl", HG_DEVICE_EMULATED, HG_BINDING_TIERED, WithCxl}),
     CaseName);
 

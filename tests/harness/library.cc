@@ -44,6 +44,7 @@ absl::StatusOr<Library> OpenLibrary(const std::string& path) {
   status.Update(Look(handle, "hg_backend_stats_json", &library.backend_stats_json));
   status.Update(Look(handle, "hg_backend_set_streaming_share", &library.backend_set_streaming_share));
   status.Update(Look(handle, "hg_topology_json", &library.topology_json));
+  status.Update(Look(handle, "hg_topology_measured_json", &library.topology_measured_json));
   if (!status.ok()) return status;
   if (library.abi_version() != HG_ABI_VERSION) {
     return absl::FailedPreconditionError(absl::StrCat(file, " has ABI version ", library.abi_version(),

@@ -27,6 +27,7 @@ struct Library {
   decltype(&::hg_backend_stats_json) backend_stats_json;
   decltype(&::hg_backend_set_streaming_share) backend_set_streaming_share;
   decltype(&::hg_topology_json) topology_json;
+  decltype(&::hg_topology_measured_json) topology_measured_json;
 
   // The status of a call with this thread's message.
   absl::Status ToStatus(hg_status status) const;

@@ -29,6 +29,15 @@ BAD_VALUES = [
     ("HYBRIDGEN_DRAM", "nan", "a size such as"),
     ("HYBRIDGEN_CXL", "lots", "a size such as"),
     ("HYBRIDGEN_CXL_NODE", "-2", "NUMA node"),
+    ("HYBRIDGEN_CXL_NODE", "automatic", "-1, auto"),
+    ("HYBRIDGEN_CXL_DEVICE", "dax0.0", "/dev/dax0.0"),
+    ("HYBRIDGEN_PLACEMENT", "spread", "proportional"),
+    ("HYBRIDGEN_PLACEMENT", "role:1:1", "interleave:N:M"),
+    ("HYBRIDGEN_PLACEMENT", "interleave:3", "interleave:N:M"),
+    ("HYBRIDGEN_PLACEMENT", "interleave:0:1", "interleave:N:M"),
+    ("HYBRIDGEN_PLACEMENT", "interleave:1:2:3", "interleave:N:M"),
+    ("HYBRIDGEN_CXL_GBPS", "-1", "GB/s"),
+    ("HYBRIDGEN_MOVER_GBPS", "fast", "GB/s"),
     ("HYBRIDGEN_DRAM_NODE", "x", "NUMA node"),
     ("HYBRIDGEN_THREADS", "1.5", "0 to 4096"),
     ("HYBRIDGEN_DEVICE_THREADS", "5000", "0 to 4096"),
@@ -94,6 +103,18 @@ def test_empty_variable_counts_as_unset():
 def test_disabled_reads_nothing_else():
     assert config.disabled({"HYBRIDGEN_DISABLE": "1", "HYBRIDGEN_NONSENSE": "1"})
     assert not config.disabled({"HYBRIDGEN_NONSENSE": "1"})
+
+
+def test_placements():
+    assert config.placement_weights("auto") == ("auto", 1, 1)
+    assert config.placement_weights("interleave") == ("interleave", 1, 1)
+    assert config.placement_weights("interleave:3:255") == ("interleave", 3, 255)
+    assert config.load({"HYBRIDGEN_PLACEMENT": "Interleave:2:1"}).placement == "interleave:2:1"
+
+
+def test_the_identity_binding_names_no_host_tier():
+    settings = config.identity(config.load({}, {"cxl_node": "auto", "cxl": "1G", "cxl_gbps": 2}))
+    assert (settings.tiered, settings.cxl_node, settings.cxl_gbps) == (False, -1, 0.0)
 
 
 def test_cpu_lists():

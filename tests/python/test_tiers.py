@@ -1,11 +1,12 @@
 """What makes vLLM count the blocks of all tiers, and what a machine can hold."""
 
+import json
 import random
 
 import pytest
 
 from hybridgen import config, tiers
-from hybridgen.errors import ResourceExhausted
+from hybridgen.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 
 
 def geometry(**changes) -> tiers.Geometry:
@@ -71,3 +72,70 @@ def test_available_memory_is_that_of_the_machine():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < tiers.available_bytes() <= total
     assert 0 < tiers.available_bytes(0) <= total
+
+
+def resolve(ranks=1, environ=None, **settings):
+    return tiers.resolve_cxl(config.load({}, settings), ranks, environ or {})
+
+
+def test_without_a_size_the_cxl_settings_are_not_looked_at():
+    settings = resolve(cxl="0", cxl_node="auto", cxl_gbps=3, environ={"HYBRIDGEN_TOPOLOGY": "nonsense"})
+    assert (settings.cxl, settings.cxl_node, settings.cxl_gbps) == (0, -1, 0.0)
+    assert resolve(cxl_node=-1).cxl == 0, "auto without a node or a device is none"
+
+
+def test_plain_memory_may_be_paced():
+    settings = resolve(cxl="1G", cxl_gbps=3)
+    assert (settings.cxl, settings.cxl_node, settings.cxl_gbps) == (1 << 30, -1, 3.0)
+
+
+@pytest.mark.parametrize("tier", [{"cxl_node": 0}, {"cxl_device": "/dev/dax0.0"}])
+def test_a_real_tier_is_not_paced(tier):
+    with pytest.raises(InvalidArgument, match="HYBRIDGEN_CXL_GBPS=3.0.*accepted there: 0"):
+        resolve(cxl="1M", cxl_gbps=3, **tier)
+
+
+def test_a_node_and_a_device_contradict_each_other():
+    for node in (1, "auto"):
+        with pytest.raises(InvalidArgument, match="set one of them"):
+            resolve(cxl="1M", cxl_node=node, cxl_device="/dev/dax0.0")
+
+
+def test_a_device_serves_one_rank():
+    with pytest.raises(InvalidArgument, match="one rank and this host has 2"):
+        resolve(ranks=2, cxl="1M", cxl_device="/dev/dax0.0")
+
+
+def test_the_one_cxl_node_is_found():
+    assert resolve(cxl="1M", cxl_node="auto", environ={"HYBRIDGEN_TOPOLOGY": "0:cxl"}).cxl_node == 0
+    sized = resolve(cxl_node="auto", environ={"HYBRIDGEN_TOPOLOGY": "0:cxl"})
+    assert 0 < sized.cxl <= tiers.available_bytes(0)
+
+
+def test_no_cxl_node_is_refused_with_what_is_there():
+    with pytest.raises(InvalidArgument, match="no node is recognised as CXL.*0 dram.*HYBRIDGEN_TOPOLOGY=1:cxl"):
+        resolve(cxl="1M", cxl_node="auto", environ={"HYBRIDGEN_TOPOLOGY": "0:dram"})
+
+
+def test_several_cxl_nodes_are_refused(monkeypatch):
+    from hybridgen import _core
+
+    nodes = [{"id": 0, "kind": "dram"}, {"id": 2, "kind": "cxl"}, {"id": 3, "kind": "cxl"}]
+    monkeypatch.setattr(_core, "topology_json", lambda override: json.dumps({"nodes": nodes}))
+    with pytest.raises(InvalidArgument, match=r"nodes \[2, 3\] are recognised as CXL.*name the node"):
+        resolve(cxl="1M", cxl_node="auto")
+
+
+def test_a_device_tells_its_size(tmp_path):
+    folder = tmp_path / "bus" / "dax" / "devices" / "dax1.0"
+    folder.mkdir(parents=True)
+    with pytest.raises(FailedPrecondition, match="does not tell its size"):
+        tiers.device_bytes("/dev/dax1.0", str(tmp_path))
+    (folder / "size").write_text(f"{1 << 30}\n")
+    (folder / "align").write_text(f"{2 << 20}\n")
+    assert tiers.device_bytes("/dev/dax1.0", str(tmp_path)) == (1 << 30) - (4 << 20)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(FailedPrecondition, match="HYBRIDGEN_CXL_DEVICE=/dev/dax99.9"):
+        resolve(cxl_device="/dev/dax99.9")
