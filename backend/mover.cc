@@ -181,6 +181,7 @@ absl::Status Mover::CancelIf(const Chosen& chosen) {
   const size_t first = s.copying ? 1 : 0;
   for (size_t i = first; i < s.jobs.size();) {
     if (chosen(s.jobs[i].task)) {
+      ++s.statistics.abandoned;
       s.Finish(s.jobs[i], CopyOutcome::kAbandoned);
       s.jobs.erase(s.jobs.begin() + i);
     } else {
@@ -189,6 +190,7 @@ absl::Status Mover::CancelIf(const Chosen& chosen) {
   }
   if (!s.copying || !chosen(s.jobs.front().task)) return absl::OkStatus();
   s.jobs.front().abandoned = true;
+  ++s.statistics.abandoned;
   const int64_t id = s.jobs.front().task.id;
   if (!s.changed.wait_for(lock, absl::ToChronoMilliseconds(s.options.timeout),
                           [&] { return s.jobs.empty() || s.jobs.front().task.id != id; })) {

@@ -28,6 +28,7 @@ struct MoverStatistics {
   int64_t chunks = 0;        // a chunk is one layer of one block
   int64_t budget_waits = 0;  // chunks that waited for the budget
   int64_t layer_waits = 0;   // chunks that waited for a layer to end
+  int64_t abandoned = 0;     // copies given up
 };
 
 // It copies one layer of one block at a time, within the budget, and begins none while a layer runs. Nobody waits for a

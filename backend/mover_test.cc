@@ -181,7 +181,7 @@ TEST_F(MoverTest, BeginsNoChunkWhileALayerRuns) {
     const Mover::Yield layer(mover.get());
     const Mover::Yield nested(mover.get());
     ASSERT_TRUE(mover->Start(Tasks(2)).ok());
-    while (mover->statistics().layer_waits == 0) std::this_thread::yield();
+    while (mover->statistics().layer_waits == 0 && mover->statistics().chunks == 0) std::this_thread::yield();
     EXPECT_EQ(mover->statistics().chunks, 0);
   }
   ASSERT_TRUE(mover->Drain().ok());
@@ -212,7 +212,10 @@ TEST_F(MoverTest, CancelWaitsForTheChunkUnderWayAndForNoMore) {
   ASSERT_TRUE(mover->Start(Tasks(2)).ok());
   TheGate().AwaitSomebodyInside();
   ASSERT_TRUE(mover->Cancel(1).ok()) << "another block's chunk is not waited for";
-  std::thread opener([] { TheGate().Set(true); });
+  std::thread opener([&] {
+    while (mover->statistics().abandoned < 2) std::this_thread::yield();  // the second Cancel waits
+    TheGate().Set(true);
+  });
   ASSERT_TRUE(mover->Cancel(0).ok());
   EXPECT_EQ(TheGate().inside(), 0);
   opener.join();

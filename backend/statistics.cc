@@ -100,7 +100,8 @@ std::string BackendStatistics::ToJson() const {
   json["mover"] = {{"bytes", mover.bytes},
                    {"chunks", mover.chunks},
                    {"budget_waits", mover.budget_waits},
-                   {"layer_waits", mover.layer_waits}};
+                   {"layer_waits", mover.layer_waits},
+                   {"abandoned", mover.abandoned}};
   if (!head_groups.empty()) json["head_groups"]["reason"] = head_groups_reason;
   for (const HeadGroupStatistics& group : head_groups) {
     json["head_groups"]["groups"].push_back({{"node", group.node},
