@@ -66,8 +66,9 @@ def cuda_library(name, srcs, hdrs = [], deps = [], **kwargs):
     """
     if not CUDA_PRESENT:
         return
-    _cuda_objects(name = name + "_objects", srcs = srcs, hdrs = hdrs, deps = deps)
-    native.filegroup(name = name + "_ptxas", srcs = [name + "_objects"], output_group = "ptxas")
+    testonly = kwargs.get("testonly", False)
+    _cuda_objects(name = name + "_objects", srcs = srcs, hdrs = hdrs, deps = deps, testonly = testonly)
+    native.filegroup(name = name + "_ptxas", srcs = [name + "_objects"], output_group = "ptxas", testonly = testonly)
     native.cc_library(
         name = name,
         srcs = [name + "_objects"],

@@ -1,7 +1,8 @@
-// Launching attention for one element type; one .cu per type instantiates it, so that they compile side by side.
+// Definitions of attend_launch.h, for the .cu files that instantiate them.
 #ifndef KERNELS_CUDA_ATTEND_LAUNCH_CUH_
 #define KERNELS_CUDA_ATTEND_LAUNCH_CUH_
 
+#include "kernels/cuda/attend_launch.h"
 #include "kernels/cuda/chosen.cuh"
 #include "kernels/cuda/dispatch.cuh"
 #include "kernels/cuda/enqueue.cuh"
@@ -15,57 +16,57 @@ inline dim3 AttendGrid(const AttendParams& p, int rows) {
 }
 
 template <typename T>
-struct AttendLauncher {
-  static LaunchStatus Decode(const AttendParams& p, CUstream_st* stream) {
-    return DispatchDecode<T>(p, [&](auto type) {
+LaunchStatus AttendLauncher<T>::Decode(const AttendParams& p, CUstream_st* stream) {
+  return DispatchDecode<T>(p, [&](auto type) {
+    using Tile = typename decltype(type)::type;
+    using Shape = DecodeShape<Tile>;
+    return Enqueue(&DecodeKernel<Tile>, p, AttendGrid(p, Tile::kRows), Shape::kThreads, Shape::kSharedBytes, stream);
+  });
+}
+
+template <typename T>
+LaunchStatus AttendLauncher<T>::Chosen(const ChosenParams& p, CUstream_st* stream) {
+  return DispatchDecode<T>(p.attend, [&](auto type) {
+    using Tile = typename decltype(type)::type;
+    using Shape = DecodeShape<Tile>;
+    return Enqueue(&ChosenKernel<Tile>, p, AttendGrid(p.attend, Tile::kRows), Shape::kThreads, Shape::kSharedBytes,
+                   stream);
+  });
+}
+
+template <typename T>
+LaunchStatus AttendLauncher<T>::Prefill(const AttendParams& p, CUstream_st* stream) {
+  return DispatchHeadSize<T>(p.geometry.head_size, [&](auto head_size) {
+    using Tile = MmaTile<T, decltype(head_size)::value>;
+    using Shape = PrefillShape<Tile>;
+    return Enqueue(&PrefillKernel<Tile>, p, AttendGrid(p, Shape::kRows), Shape::kThreads, Shape::kSharedBytes, stream);
+  });
+}
+
+// Prepares kernels until one fails.
+template <typename T, int kHeadSize>
+LaunchStatus LoadHeadSize() {
+  for (int rows : {1, 4, 16}) {
+    const LaunchStatus status = DispatchTile<T, kHeadSize>(rows, [](auto type) {
       using Tile = typename decltype(type)::type;
-      using Shape = DecodeShape<Tile>;
-      return Enqueue(&DecodeKernel<Tile>, p, AttendGrid(p, Tile::kRows), Shape::kThreads, Shape::kSharedBytes, stream);
+      const LaunchStatus decode = Prepare(&DecodeKernel<Tile>, DecodeShape<Tile>::kSharedBytes);
+      return decode != LaunchStatus::kOk ? decode : Prepare(&ChosenKernel<Tile>, DecodeShape<Tile>::kSharedBytes);
     });
+    if (status != LaunchStatus::kOk) return status;
   }
+  using Tile = MmaTile<T, kHeadSize>;
+  return Prepare(&PrefillKernel<Tile>, PrefillShape<Tile>::kSharedBytes);
+}
 
-  static LaunchStatus Chosen(const ChosenParams& p, CUstream_st* stream) {
-    return DispatchDecode<T>(p.attend, [&](auto type) {
-      using Tile = typename decltype(type)::type;
-      using Shape = DecodeShape<Tile>;
-      return Enqueue(&ChosenKernel<Tile>, p, AttendGrid(p.attend, Tile::kRows), Shape::kThreads, Shape::kSharedBytes,
-                     stream);
-    });
+template <typename T>
+LaunchStatus AttendLauncher<T>::Load() {
+  for (int head_size : {64, 96, 128, 256}) {
+    const LaunchStatus status =
+        DispatchHeadSize<T>(head_size, [](auto size) { return LoadHeadSize<T, decltype(size)::value>(); });
+    if (status != LaunchStatus::kOk) return status;
   }
-
-  static LaunchStatus Prefill(const AttendParams& p, CUstream_st* stream) {
-    return DispatchHeadSize<T>(p.geometry.head_size, [&](auto head_size) {
-      using Tile = MmaTile<T, decltype(head_size)::value>;
-      using Shape = PrefillShape<Tile>;
-      return Enqueue(&PrefillKernel<Tile>, p, AttendGrid(p, Shape::kRows), Shape::kThreads, Shape::kSharedBytes,
-                     stream);
-    });
-  }
-
-  static LaunchStatus Load() {
-    for (int head_size : {64, 96, 128, 256}) {
-      const LaunchStatus status = DispatchHeadSize<T>(head_size, [](auto size) {
-        constexpr int kHeadSize = decltype(size)::value;
-        using Prefill = MmaTile<T, kHeadSize>;
-        for (int rows : {1, 4, 16}) {
-          const LaunchStatus status = DispatchTile<T, kHeadSize>(rows, [](auto type) {
-            using Tile = typename decltype(type)::type;
-            const LaunchStatus status = Prepare(&DecodeKernel<Tile>, DecodeShape<Tile>::kSharedBytes);
-            if (status != LaunchStatus::kOk) return status;
-            return Prepare(&ChosenKernel<Tile>, DecodeShape<Tile>::kSharedBytes);
-          });
-          if (status != LaunchStatus::kOk) return status;
-        }
-        return Prepare(&PrefillKernel<Prefill>, PrefillShape<Prefill>::kSharedBytes);
-      });
-      if (status != LaunchStatus::kOk) return status;
-    }
-    return LaunchStatus::kOk;
-  }
-};
-
-extern template struct AttendLauncher<arch::Float16>;
-extern template struct AttendLauncher<arch::BFloat16>;
+  return LaunchStatus::kOk;
+}
 
 }  // namespace hybridgen::cuda
 

@@ -7,22 +7,12 @@
 
 #include "kernels/cuda/arch.h"
 #include "kernels/cuda/decode.cuh"
+#include "kernels/cuda/dispatch_element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/mma_tile.cuh"
 #include "kernels/cuda/vector_tile.cuh"
 
 namespace hybridgen::cuda {
-
-template <typename T>
-struct Type {
-  using type = T;
-};
-
-// f(Type<element>) for the element type of `dtype`; Check has refused others.
-template <typename F>
-LaunchStatus DispatchElement(DType dtype, F f) {
-  return dtype == DType::kFloat16 ? f(Type<arch::Float16>()) : f(Type<arch::BFloat16>());
-}
 
 // f(Type<Tile>) for the tile that takes `rows` query rows of T. Up to 4 rows the multiply-adds of 16-bit K and V are
 // cheaper than their bytes on every GPU in question (docs/cuda_kernels.md), and weights stay float32; from there on

@@ -1,5 +1,6 @@
 // The launchers, and the kernels that move data.
-#include "kernels/cuda/attend_launch.cuh"
+#include "kernels/cuda/attend_launch.h"
+#include "kernels/cuda/dispatch_element.cuh"
 #include "kernels/cuda/enqueue.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/merge.cuh"

@@ -1,6 +1,7 @@
 // The decode and merge kernels, run on the host, against the double-precision oracle.
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -154,29 +155,30 @@ TEST(DecodeTest, ANanIsSeenByTheRowsThatSeeIt) {
 }
 
 #ifdef HYBRIDGEN_FULL_PRODUCT
-TEST(DecodeTest, FullProduct) {
+class FullProductTest : public testing::TestWithParam<std::tuple<int, int>> {};
+
+TEST_P(FullProductTest, OfKernelsPagesLengthsAndSplits) {
   const uint32_t seed = TestSeed("//tests/simt:decode_full_test", 1);
+  const auto [dtype, head_size] = GetParam();
   uint32_t n = 0;
-  for (int dtype = 0; dtype < 2; ++dtype) {
-    for (int head_size = 0; head_size < 4; ++head_size) {
-      for (int group = 0; group < 4; ++group) {
-        for (int page = 0; page < 3; ++page) {
-          for (int length = 0; length < 14; ++length) {
-            for (int splits = 0; splits < 4; ++splits, ++n) {
-              // The other parameters go round, each at its own pace.
-              const int i = static_cast<int>(n + seed);
-              CheckAttend(CaseOf({dtype, head_size, group, page, length, i % 4, i / 3 % 4, splits, i % 3, i / 5 % 8,
-                                  i / 7 % 2, i / 11 % 2, i / 13 % 2, i / 17 % 2},
-                                 seed + n));
-              if (HasFatalFailure() || HasFailure()) return;
-            }
-          }
+  for (int group = 0; group < 4; ++group) {
+    for (int page = 0; page < 3; ++page) {
+      for (int length = 0; length < 14; ++length) {
+        for (int splits = 0; splits < 4; ++splits, ++n) {
+          // The other parameters go round, each at its own pace.
+          const int i = static_cast<int>(n + seed);
+          CheckAttend(CaseOf({dtype, head_size, group, page, length, i % 4, i / 3 % 4, splits, i % 3, i / 5 % 8,
+                              i / 7 % 2, i / 11 % 2, i / 13 % 2, i / 17 % 2},
+                             seed + n));
+          if (HasFatalFailure() || HasFailure()) return;
         }
       }
     }
   }
   std::printf("%u cases\n", n);
 }
+
+INSTANTIATE_TEST_SUITE_P(All, FullProductTest, testing::Combine(testing::Range(0, 2), testing::Range(0, 4)));
 #endif
 
 }  // namespace

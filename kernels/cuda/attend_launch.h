@@ -1,0 +1,20 @@
+// Launching attention for one element type: one .cu per type defines it, so that they compile side by side.
+#ifndef KERNELS_CUDA_ATTEND_LAUNCH_H_
+#define KERNELS_CUDA_ATTEND_LAUNCH_H_
+
+#include "kernels/cuda/launch.h"
+
+namespace hybridgen::cuda {
+
+// T: arch::Float16 or arch::BFloat16. Arguments have passed Check.
+template <typename T>
+struct AttendLauncher {
+  static LaunchStatus Decode(const AttendParams& p, CUstream_st* stream);
+  static LaunchStatus Prefill(const AttendParams& p, CUstream_st* stream);
+  static LaunchStatus Chosen(const ChosenParams& p, CUstream_st* stream);
+  static LaunchStatus Load();
+};
+
+}  // namespace hybridgen::cuda
+
+#endif  // KERNELS_CUDA_ATTEND_LAUNCH_H_
