@@ -1,5 +1,6 @@
 // hg_backend_create and hg_backend_add_layer refuse bad values, naming field and accepted values.
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <limits>
 
@@ -64,6 +65,16 @@ TEST(CreateTest, LargerStructIsAccepted) {
   larger.config.struct_size = sizeof(larger);
   hg_backend* backend = nullptr;
   EXPECT_TRUE(Succeeds(Create(larger.config, &backend)));
+  TheLibrary().backend_destroy(backend);
+}
+
+// A caller compiled against the first header, which ended after num_cpus and padding: what lies behind is not read.
+TEST(CreateTest, ShorterStructIsAccepted) {
+  hg_config config = ValidConfig(HG_BINDING_IDENTITY);
+  config.struct_size = offsetof(hg_config, placement);
+  std::memset(&config.reserved, 0x5a, sizeof(config) - offsetof(hg_config, reserved));
+  hg_backend* backend = nullptr;
+  EXPECT_TRUE(Succeeds(Create(config, &backend)));
   TheLibrary().backend_destroy(backend);
 }
 
