@@ -17,8 +17,8 @@ namespace {
 constexpr int64_t kKiB = 1024;
 constexpr char kDaxDevice[] = "/dev/dax0.0";
 
-// The far memory: a mapped device, or a node, or on a machine with neither plain memory.
-std::string FarDevice() { return std::filesystem::exists(kDaxDevice) ? kDaxDevice : ""; }
+// The mapped device that is the far memory where no node is; empty: none.
+std::string FarDevice() { return FarNode() == kNoNode && std::filesystem::exists(kDaxDevice) ? kDaxDevice : ""; }
 
 // By the kernel's word: every page that was placed lies on the node that was asked for.
 void ExpectEveryPageInPlace() {

@@ -26,7 +26,7 @@ DEVICE_MODULES = ("libnvdimm", "device_dax", "kmem", "dax_hmem", "dax_cxl", "dax
 # What a guest's programs learn of the environment of this one: how to repeat a test, and which tests to run.
 PASSED_ON = ("HYBRIDGEN_TEST_SEED", "TESTBRIDGE_TEST_ONLY")
 # Guests take seconds. This is for a machine that is busy with other work, and ends one that hangs.
-TIMEOUT_SECONDS = 800
+TIMEOUT_SECONDS = 500
 
 
 class Unavailable(Exception):
