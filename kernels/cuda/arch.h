@@ -31,6 +31,7 @@ namespace hybridgen::arch {
 
 constexpr int kWarpSize = 32;
 constexpr uint32_t kFullMask = 0xffffffffu;
+constexpr float kLog2E = 1.4426950408889634f;  // e^x = Exp2(x * kLog2E)
 
 // Elements of queries and KV pages, as bits.
 struct Float16 {

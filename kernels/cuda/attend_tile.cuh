@@ -9,7 +9,6 @@
 
 namespace hybridgen::cuda {
 
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kChunkTokens = 16;  // tokens that are loaded and attended at a time; never across pages
 
 // A query row of a tile: row = token * group + head of the group. A row beyond the item's sees nothing.

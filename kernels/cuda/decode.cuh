@@ -59,11 +59,11 @@ HG_DEVICE void JoinWarps(const AttendParams& p, const AttendItem& item, int kv_h
       const float x = max.Load(warp * Tile::kRows + row);
       m = x > m ? x : m;
     }
-    float total = arch::Exp2((sink - Reference(m)) * kLog2E);
+    float total = arch::Exp2((sink - Reference(m)) * arch::kLog2E);
     float low = 0.0f, high = 0.0f;
     for (int warp = 0; warp < Shape::kWarps; ++warp) {
       const int at = warp * Tile::kRows + row;
-      const float weight = arch::Exp2((max.Load(at) - Reference(m)) * kLog2E);
+      const float weight = arch::Exp2((max.Load(at) - Reference(m)) * arch::kLog2E);
       total += weight * sum.Load(at);
       low += weight * o.Load(at * Shape::kJoinStride + dim);
       high += weight * o.Load(at * Shape::kJoinStride + dim + 1);

@@ -3,7 +3,6 @@
 #define KERNELS_CUDA_MERGE_CUH_
 
 #include "kernels/cuda/arch.h"
-#include "kernels/cuda/attend_tile.cuh"
 #include "kernels/cuda/params.h"
 #include "kernels/partial.h"
 
@@ -55,7 +54,7 @@ HG_KERNEL HG_LAUNCH_BOUNDS(kMergeThreads) MergeKernel(MergeParams p) {
   for (int i = 0; i < item.count; ++i) {
     const PartialRow partial = LoadPartial(p, item, i, head);
     if (partial.lse == kEmptyLse) continue;
-    const float weight = arch::Exp2((partial.lse - max) * kLog2E);
+    const float weight = arch::Exp2((partial.lse - max) * arch::kLog2E);
     sum += weight;
     HG_UNROLL
     for (int j = 0; j < kDims; ++j) {

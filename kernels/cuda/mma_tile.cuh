@@ -109,13 +109,13 @@ class MmaTile {
         const float other = arch::ShflXor(arch::kFullMask, max, lanes);
         max = other > max ? other : max;
       }
-      decay[h] = arch::Exp2((max_[h] - Reference(max)) * kLog2E);
+      decay[h] = arch::Exp2((max_[h] - Reference(max)) * arch::kLog2E);
       max_[h] = max;
       sum_[h] *= decay[h];
       HG_UNROLL
       for (int i = 0; i < 4; ++i) {
         float& x = s[i / 2][2 * h + i % 2];
-        x = arch::Exp2((x - Reference(max)) * kLog2E);
+        x = arch::Exp2((x - Reference(max)) * arch::kLog2E);
         sum_[h] += x;  // of this lane's tokens; the row's other lanes join at the end
       }
     }

@@ -100,8 +100,8 @@ HG_KERNEL HG_LAUNCH_BOUNDS(PrefillShape<Tile>::kThreads) PrefillKernel(AttendPar
         if (warp_row + row >= rows) return;
         const float sink = SinkLogit(p, item, kv_head, warp_row + row);
         const float m = sink > max ? sink : max;
-        const float decay = arch::Exp2((max - Reference(m)) * kLog2E);
-        const float total = sum * decay + arch::Exp2((sink - Reference(m)) * kLog2E);
+        const float decay = arch::Exp2((max - Reference(m)) * arch::kLog2E);
+        const float total = sum * decay + arch::Exp2((sink - Reference(m)) * arch::kLog2E);
         scale = m == kEmptyLse ? 0.0f : decay / total;
         if (!first) return;
         const RowSink to = SinkOf(p, item, kv_head, warp_row + row);

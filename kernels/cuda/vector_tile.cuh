@@ -100,9 +100,9 @@ class VectorTile {
         const float other = arch::ShflXor(arch::kFullMask, max, lanes);
         max = other > max ? other : max;
       }
-      const float decay = arch::Exp2((max_[r] - Reference(max)) * kLog2E);
+      const float decay = arch::Exp2((max_[r] - Reference(max)) * arch::kLog2E);
       max_[r] = max;
-      s[r] = arch::Exp2((s[r] - Reference(max)) * kLog2E);
+      s[r] = arch::Exp2((s[r] - Reference(max)) * arch::kLog2E);
       sum_[r] = sum_[r] * decay + s[r];  // both lanes of a token hold it; the halves are summed apart at the end
       HG_UNROLL
       for (int j = 0; j < kPairs; ++j) {
