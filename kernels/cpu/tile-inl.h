@@ -45,6 +45,8 @@ struct KeyGroups {
   int valid[kChunkGroups];         // tokens that exist, 1 to 16
 };
 
+constexpr int kLineBytes = 64;
+
 // Vectors of 16 elements in a cache line: what one step of a packed loop reads.
 template <Elements kElements>
 constexpr int kVecsPerLine = kElements == Elements::kF32 ? 1 : 2;
@@ -82,7 +84,7 @@ void ScoreRows(const KeyGroups& groups, const Layout&, int head_size, const floa
     }
     const float* qd = q;
     const float* const end = q + static_cast<size_t>(head_size) * kRows;
-    for (size_t offset = 0; qd < end; offset += 64, qd += kStep * kRows) {
+    for (size_t offset = 0; qd < end; offset += kLineBytes, qd += kStep * kRows) {
       Vec x[kGroups][kStep];
       HG_UNROLL
       for (int i = 0; i < kGroups; ++i) {
@@ -170,7 +172,8 @@ HG_INLINE void AddGroups(const ValueGroups& groups, int first, const Layout& lay
   constexpr int kStep = kPacked ? kVecsPerLine<kElements> : 1;  // tokens
   static_assert(!kPacked || kVecs == 1, "a packed line is several tokens of one vector");
   const int beyond = j + layout.vecs_ahead - layout.full_vecs - layout.half_vecs;
-  const int64_t next_token = beyond < 0 ? layout.value.token : layout.ahead.token;
+  const int64_t step = kPacked ? kLineBytes : layout.value.token;
+  const int64_t next_step = kPacked ? kLineBytes : layout.ahead.token;
   const char* v[kStreams];
   const char* next[kStreams];
   const float* p[kStreams];
@@ -210,8 +213,8 @@ HG_INLINE void AddGroups(const ValueGroups& groups, int first, const Layout& lay
         }
       }
     }
-    offset += kStep * layout.value.token;
-    next_offset += kStep * next_token;
+    offset += step;
+    next_offset += next_step;
   }
 }
 

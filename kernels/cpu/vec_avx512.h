@@ -64,7 +64,8 @@ HG_INLINE Vec LoadHalfBF16(const void* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_zextsi128_si256(bits)), 16));
 }
 HG_INLINE void LoadBF16Pairs(const void* p, Vec& even, Vec& odd) {
-  const __m512i pairs = _mm512_loadu_si512(p);
+  __m512i pairs = _mm512_loadu_si512(p);
+  asm("" : "+v"(pairs));  // loaded once: the compiler would fold the load into both instructions, and loads are scarcer
   even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
   odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
 }
