@@ -408,7 +408,7 @@ KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState stat
   // Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less than transposing
   // 16 tokens. Several blocks share a transposition, but would each widen and reduce.
   const KeyOrder order = !call.packed && one_block ? KeyOrder::kTokenMajor : KeyOrder::kDimMajor;
-  call.max_groups = call.packed && one_block ? kChunkGroups : kSharedChunkGroups;
+  call.max_groups = one_block ? kChunkGroups : kSharedChunkGroups;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
   call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);
   call.q_floats = order == KeyOrder::kTokenMajor ? 16 * call.vecs : tile.head_size;

@@ -114,23 +114,29 @@ void ScoreRows(const KeyGroups& groups, const Layout&, int head_size, const floa
 template <Elements kElements, int kRows>
 void ScoreTokens(const KeyGroups& groups, const Layout& layout, int, const float* q, float* scores) {
   constexpr int kTokens = kAccumulatorVecs / kRows;
-  static_assert(kTokens * kRows == kAccumulatorVecs && 16 % kTokens == 0, "all sums are reduced at once");
-  for (int i = 0; i < groups.count; ++i) {
-    for (int first = 0; first < 16; first += kTokens) {
+  constexpr int kStreams = AtMost(4, kTokens);  // groups side by side
+  constexpr int kSteps = kTokens / kStreams;    // tokens of each
+  static_assert(kTokens * kRows == kAccumulatorVecs && 16 % kSteps == 0, "all sums are reduced at once");
+  for (int group = 0; group < groups.count; group += kStreams) {
+    for (int first = 0; first < 16; first += kSteps) {
       const char* k[kTokens];
       const char* next[kTokens];
       HG_UNROLL
       for (int t = 0; t < kTokens; ++t) {
-        k[t] = groups.k[i] + AtMost(groups.valid[i] - 1, first + t) * layout.key.token;
-        next[t] = groups.next[i] + (first + t) * layout.value.token;
+        const int i = AtMost(groups.count - 1, group + t / kSteps);
+        const int token = first + t % kSteps;
+        k[t] = groups.k[i] + AtMost(groups.valid[i] - 1, token) * layout.key.token;
+        next[t] = groups.next[i] + token * layout.value.token;
       }
       Vec acc[kRows * kTokens];
       HG_UNROLL
       for (int a = 0; a < kRows * kTokens; ++a) acc[a] = Zero();
       const float* qj = q;
       for (int j = 0; j < layout.full_vecs; ++j, qj += 16 * kRows) {
-        HG_UNROLL
-        for (int t = 0; t < kTokens; ++t) Prefetch(next[t] + j * layout.value.vec);
+        if (j % kVecsPerLine<kElements> == 0) {
+          HG_UNROLL
+          for (int t = 0; t < kTokens; ++t) Prefetch(next[t] + j * layout.value.vec);
+        }
         HG_UNROLL
         for (int t = 0; t < kTokens; ++t) {
           const Vec x = LoadElements<kElements>(k[t] + j * layout.key.vec);
@@ -150,7 +156,11 @@ void ScoreTokens(const KeyGroups& groups, const Layout& layout, int, const float
       StoreSums(sums, acc);
       HG_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        __builtin_memcpy(scores + r * kScoreStride + 16 * i + first, sums + r * kTokens, kTokens * sizeof(float));
+        HG_UNROLL
+        for (int c = 0; c < kStreams; ++c) {
+          __builtin_memcpy(scores + r * kScoreStride + 16 * (group + c) + first, sums + r * kTokens + c * kSteps,
+                           kSteps * sizeof(float));
+        }
       }
     }
   }
@@ -275,7 +285,7 @@ template <Elements kElements, PageFormat kFormat, int kRows>
 void SumRows(const ValueGroups& groups, const Layout& layout, int rows, const float* decay, float* acc) {
   constexpr bool kPacked = kFormat == PageFormat::kPackedV1;
   constexpr int kVecs = kPacked ? 1 : AtMost(8, kAccumulatorVecs / kRows);
-  SumColumns<kElements, kFormat, kRows, kVecs, kPacked ? 4 : 1>(groups, layout, 0, rows, decay, acc);
+  SumColumns<kElements, kFormat, kRows, kVecs, 4>(groups, layout, 0, rows, decay, acc);
 }
 
 template <Elements kElements, Extent kExtent>
