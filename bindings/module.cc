@@ -58,8 +58,11 @@ struct Name {
 constexpr Name kDeviceKinds[] = {{"cpu", HG_DEVICE_CPU}, {"emulated", HG_DEVICE_EMULATED}, {"cuda", HG_DEVICE_CUDA}};
 constexpr Name kBindings[] = {{"identity", HG_BINDING_IDENTITY}, {"tiered", HG_BINDING_TIERED}};
 constexpr Name kExecutors[] = {{"auto", HG_EXECUTOR_AUTO}, {"openmp", HG_EXECUTOR_OPENMP}, {"pool", HG_EXECUTOR_POOL}};
-constexpr Name kIsas[] = {
-    {"auto", HG_ISA_AUTO}, {"portable", HG_ISA_PORTABLE}, {"avx2", HG_ISA_AVX2}, {"avx512", HG_ISA_AVX512}};
+constexpr Name kIsas[] = {{"auto", HG_ISA_AUTO},
+                          {"portable", HG_ISA_PORTABLE},
+                          {"avx2", HG_ISA_AVX2},
+                          {"avx512", HG_ISA_AVX512},
+                          {"avx512_bf16", HG_ISA_AVX512_BF16}};
 constexpr Name kDtypes[] = {{"float32", HG_FLOAT32}, {"float16", HG_FLOAT16}, {"bfloat16", HG_BFLOAT16}};
 constexpr Name kEvents[] = {{"set", HG_REQUEST_SET},
                             {"append", HG_REQUEST_APPEND},

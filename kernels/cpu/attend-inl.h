@@ -12,7 +12,7 @@ struct Group {
   const char* v;
   int32_t position;  // of the first token
   int32_t valid;     // tokens that exist, 1 to 16
-  const char* next;  // what is read after this K: the run's next K, or its V
+  const char* next;  // to fetch while this K is read: the run's next K, behind the last one V
   int run;           // in the chunk
   int step;          // in the run
 };
@@ -41,8 +41,9 @@ using SumFn = void (*)(const ValueGroups&, const Layout&, int, const float*, flo
 using EdgeFn = void (*)(const char*, const Layout&, const float*, int, int, float*);
 using SoftmaxFn = bool (*)(const QueryTile&, int, const SeenGroup*, int, float*, RowState, float*);
 
-// How K lies where the score function reads it: 16 tokens per dim, or the dims of one token after the other.
-enum class KeyOrder : uint8_t { kDimMajor, kTokenMajor };
+// How K lies where the score function reads it: 16 tokens per dim, 16 tokens per pair of dims that stay bfloat16, or
+// the dims of one token after the other.
+enum class KeyOrder : uint8_t { kDimMajor, kPairMajor, kTokenMajor };
 
 constexpr int Log2(int x) { return x <= 1 ? 0 : 1 + Log2(x / 2); }
 constexpr int kRowBlockSizes = Log2(kRowBlock) + 1;
@@ -232,6 +233,15 @@ void PackQueries(const Call& call, KeyOrder order) {
       const int head = (first + r) % tile.group;
       row[r] = static_cast<const char*>(tile.q) + (token * tile.token_stride + head * tile.head_stride) * element;
     }
+    if (order == KeyOrder::kPairMajor) {
+      for (int pair = 0; pair < tile.head_size / 2; ++pair) {
+        for (int r = 0; r < block; ++r, ++q) {
+          *q = 0.0f;
+          if (r < count) __builtin_memcpy(q, row[r] + 4 * pair, 4);
+        }
+      }
+      continue;
+    }
     for (int dim = 0; dim < tile.head_size; dim += 16) {
       Vec x[16];
       for (int r = 0; r < 16; ++r) x[r] = r < count ? LoadRow(row[r], tile.dtype, dim, tile.head_size) : Zero();
@@ -297,6 +307,9 @@ void SelectFunctions(Call& call, KeyOrder order) {
       break;
     case DType::kBFloat16:
       call.packed ? SetPacked<Elements::kBF16Pairs>(call) : SetStrided<Elements::kBF16>(call, order);
+      if constexpr (kHasPairDot) {
+        if (order == KeyOrder::kPairMajor) SetScore<Elements::kBF16Dots>(call);
+      }
       break;
   }
   const bool cap = call.tile->soft_cap > 0.0f;
@@ -318,9 +331,12 @@ Addressing SetLayout(Call& call) {
   const int64_t element = static_cast<int64_t>(BytesOf(g.dtype));
   if (call.packed) {
     const Strides value = {16 * g.page_tokens * element, 16 * element};
-    // As many bytes as a group of K has: what is left at the end of V is the begin of the next run.
-    const int ahead = AtMost(call.vecs, 16 * call.vecs / g.page_tokens);
-    call.layout = {{256 * element, 16 * element}, value, call.vecs, 0, ahead > 0 ? ahead : 1, value};
+    // As many bytes as a group of K has: what is left at the end of V is the begin of the next run. One row computes so
+    // little that the hardware's prefetchers keep up with it in long runs, where instructions only take their slots.
+    int ahead = AtMost(call.vecs, 16 * call.vecs / g.page_tokens);
+    if (ahead == 0) ahead = 1;
+    if (call.rows == 1 && g.page_tokens >= 64) ahead = 0;
+    call.layout = {{256 * element, 16 * element}, value, call.vecs, 0, ahead, value};
     const int64_t head = g.page_tokens * call.vecs * 16 * element;
     return {head, head, 16 * call.vecs * 16 * element, 16 * 16 * element};
   }
@@ -387,10 +403,16 @@ int NextChunk(Cursor& cursor, Group* chunk) {
   for (int step = 0; step < kRunGroups; ++step) {
     for (int run = 0; run < num_runs; ++run) {
       if (step >= lengths[run]) continue;
-      const bool last = !cursor.call->packed || step + 1 == lengths[run];
-      chunk[count] = runs[run][step];
-      chunk[count].next = cursor.call->packed ? (last ? runs[run][0].v : runs[run][step + 1].k) : chunk[count].v;
-      ++count;
+      const bool last = step + 1 == lengths[run];
+      Group& group = chunk[count++];
+      group = runs[run][step];
+      if (!cursor.call->packed) {
+        group.next = group.v;
+      } else if (last) {
+        group.next = runs[run][0].v;
+      } else {
+        group.next = cursor.call->layout.vecs_ahead > 0 ? runs[run][step + 1].k : group.k;
+      }
     }
   }
   return count;
@@ -407,7 +429,11 @@ KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState stat
   const bool one_block = call.rows <= kRowBlock;
   // Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less than transposing
   // 16 tokens. Several blocks share a transposition, but would each widen and reduce.
-  const KeyOrder order = !call.packed && one_block ? KeyOrder::kTokenMajor : KeyOrder::kDimMajor;
+  const bool pairs =
+      kHasPairDot && call.packed && args.geometry.dtype == DType::kBFloat16 && tile.dtype == DType::kBFloat16;
+  const KeyOrder order = pairs                       ? KeyOrder::kPairMajor
+                         : !call.packed && one_block ? KeyOrder::kTokenMajor
+                                                     : KeyOrder::kDimMajor;
   call.max_groups = one_block ? kChunkGroups : kSharedChunkGroups;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
   call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);

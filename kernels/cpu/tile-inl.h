@@ -32,7 +32,7 @@ struct Layout {
   int full_vecs;  // vectors of 16 dims in V, and in K by strides
   int half_vecs;  // 0 or 1: vectors of 8 dims behind them
   // While V's vector j is summed, vector j + vecs_ahead is fetched; behind the last one follows K of the next chunk, by
-  // the strides `ahead`.
+  // the strides `ahead`. 0: nothing of a run is fetched by instruction.
   int vecs_ahead;
   Strides ahead;
 };
@@ -47,22 +47,26 @@ struct KeyGroups {
 
 constexpr int kLineBytes = 64;
 
-// Vectors of 16 elements in a cache line: what one step of a packed loop reads.
+// Vectors that a cache line is loaded as: what one step of a packed loop reads. For PairDot a vector holds pairs.
 template <Elements kElements>
-constexpr int kVecsPerLine = kElements == Elements::kF32 ? 1 : 2;
+constexpr int kVecsPerLine = kElements == Elements::kF32 || kElements == Elements::kBF16Dots ? 1 : 2;
+template <Elements kElements>
+constexpr int kElementsPerLine = kElements == Elements::kF32 ? 16 : 32;
 
 template <Elements kElements>
 HG_INLINE void LoadLine(const char* p, Vec (&x)[kVecsPerLine<kElements>]) {
   if constexpr (kElements == Elements::kBF16Pairs) {
     LoadBF16Pairs(p, x[0], x[1]);
+  } else if constexpr (kElements == Elements::kBF16Dots) {
+    x[0] = Load(reinterpret_cast<const float*>(p));
   } else {
     HG_UNROLL
     for (int i = 0; i < kVecsPerLine<kElements>; ++i) x[i] = LoadElements<kElements>(p + 32 * i);
   }
 }
 
-// scores[row * kScoreStride + 16 * i + t] = q[row] . K[token t of group i]. q is [head_size][kRows]. Writes up to
-// kChunkGroups groups, the number rounded up.
+// scores[row * kScoreStride + 16 * i + t] = q[row] . K[token t of group i]. q is [head_size][kRows], for PairDot pairs
+// [head_size / 2][kRows][2] of bfloat16. Writes up to kChunkGroups groups, the number rounded up.
 template <Elements kElements, int kRows>
 void ScoreRows(const KeyGroups& groups, const Layout&, int head_size, const float* q, float* scores) {
   constexpr int kGroups = AtMost(4, kAccumulatorVecs / kRows);
@@ -83,8 +87,8 @@ void ScoreRows(const KeyGroups& groups, const Layout&, int head_size, const floa
       for (int r = 0; r < kRows; ++r) acc[i][r] = Zero();
     }
     const float* qd = q;
-    const float* const end = q + static_cast<size_t>(head_size) * kRows;
-    for (size_t offset = 0; qd < end; offset += kLineBytes, qd += kStep * kRows) {
+    const size_t bytes = static_cast<size_t>(head_size) * 16 / kElementsPerLine<kElements> * kLineBytes;
+    for (size_t offset = 0; offset < bytes; offset += kLineBytes, qd += kStep * kRows) {
       Vec x[kGroups][kStep];
       HG_UNROLL
       for (int i = 0; i < kGroups; ++i) {
@@ -97,7 +101,10 @@ void ScoreRows(const KeyGroups& groups, const Layout&, int head_size, const floa
         for (int r = 0; r < kRows; ++r) {
           const Vec qr = Set(qd[s * kRows + r]);
           HG_UNROLL
-          for (int i = 0; i < kGroups; ++i) acc[i][r] = Fma(x[i][s], qr, acc[i][r]);
+          for (int i = 0; i < kGroups; ++i) {
+            acc[i][r] =
+                kElements == Elements::kBF16Dots ? PairDot(x[i][s], qr, acc[i][r]) : Fma(x[i][s], qr, acc[i][r]);
+          }
         }
       }
     }
