@@ -267,8 +267,8 @@ SETTINGS = (
     Setting(
         "isa",
         AUTO,
-        _choice(AUTO, "portable", "avx2", "avx512"),
-        "auto, portable, avx2, avx512",
+        _choice(AUTO, "portable", "avx2", "avx512", "avx512_bf16"),
+        "auto, portable, avx2, avx512, avx512_bf16",
         "Kernel row; `auto` takes the best one that the CPU has.",
     ),
     Setting(
