@@ -205,7 +205,7 @@ SETTINGS = (
     ),
     Setting(
         "mover_gbps",
-        "0",
+        "1",
         _number(0.0, 1e6),
         "0 to 1000000 GB/s",
         "Budget of the mover, which brings host pages back to the tier that they are meant for; 0: nothing moves.",

@@ -38,6 +38,7 @@ BAD_VALUES = [
     ("HYBRIDGEN_PLACEMENT", "interleave:1:2:3", "interleave:N:M"),
     ("HYBRIDGEN_CXL_GBPS", "-1", "GB/s"),
     ("HYBRIDGEN_MOVER_GBPS", "fast", "GB/s"),
+    ("HYBRIDGEN_HEAD_GROUPS", "-1", "0 to"),
     ("HYBRIDGEN_DRAM_NODE", "x", "NUMA node"),
     ("HYBRIDGEN_THREADS", "1.5", "0 to 4096"),
     ("HYBRIDGEN_DEVICE_THREADS", "5000", "0 to 4096"),
