@@ -183,6 +183,7 @@ void AttentionWorker::AttendPages(const LayerCall& call, const WorkItem& item, P
       rows.q = At(call.query, dtype_, call.plan->sequences[item.sequence].query_start + tile.first_token, query_head);
       if (rows.alibi_slopes != nullptr) rows.alibi_slopes = call.params->alibi_slopes.data() + query_head;
       args.kv_head = head - first_head;
+      args.next_kv_head = head + 1 < heads.end ? args.kv_head + 1 : -1;
       const int rows_per_head = rows.num_tokens * rows.group;
       if (kernels_->attend(rows, args, scratch.Rows((head - heads.begin) * rows_per_head), scratch.kernel.get()) ==
           KernelResult::kInfiniteLogit) {

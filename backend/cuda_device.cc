@@ -46,8 +46,7 @@ class CudaDevice final : public DeviceWorker {
       if (known == limits_.windows.end()) limits_.windows.push_back(layer.sliding_window);
     }
     for (std::shared_ptr<CudaHostPart>& part : parts_) {
-      part = std::make_shared<CudaHostPart>(o_.host, layout_, o_.layers, o_.head_size,
-                                            o_.num_kv_heads);
+      part = std::make_shared<CudaHostPart>(o_.host, layout_, o_.layers, o_.head_size, o_.num_kv_heads);
     }
     if (o_.host_tiers != nullptr) {
       copies_ = std::make_unique<CudaCopies>(stream_.get(), o_.host_tiers, o_.stored_layers);

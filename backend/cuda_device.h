@@ -27,7 +27,8 @@ struct CudaDeviceOptions {
   absl::Duration timeout = absl::Seconds(60);
   // Query rows, and written rows, of one call of the joint: two slots of this size are pinned for good.
   int max_call_rows = 256;
-  // With host tiers; else null and empty. `host` owns what a CPU thread touches. `host_tiers` is registered with the stream's device and outlives it.
+  // With host tiers; else null and empty. `host` owns what a CPU thread touches. `host_tiers` is registered with the
+  // stream's device and outlives it.
   std::shared_ptr<AttentionWorker> host;
   const HostTiers* host_tiers = nullptr;
   int head_groups = 1;

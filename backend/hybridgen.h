@@ -61,7 +61,13 @@ typedef enum hg_placement {
   HG_PLACEMENT_INTERLEAVE = 3    /* both roles by weight, as the kernel interleaves: to compare with */
 } hg_placement;
 
-typedef enum hg_isa { HG_ISA_AUTO = -1, HG_ISA_PORTABLE = 0, HG_ISA_AVX2 = 1, HG_ISA_AVX512 = 2 } hg_isa;
+typedef enum hg_isa {
+  HG_ISA_AUTO = -1,
+  HG_ISA_PORTABLE = 0,
+  HG_ISA_AVX2 = 1,
+  HG_ISA_AVX512 = 2,
+  HG_ISA_AVX512_BF16 = 3
+} hg_isa;
 
 typedef struct hg_backend hg_backend;
 typedef struct hg_plan hg_plan;

@@ -196,7 +196,7 @@ class Engine {
     // A prefix of another request's computed full blocks, as the prefix cache would find it.
     if (!requests_.empty() && Uniform(0, 1) == 0) {
       const Request& donor = requests_[PickRequest()];
-      TakePrefix(donor, donor.computed / shape_.block_size, r);
+      TakePrefix(donor, AcceptedBlocks(donor), r);
     }
     GrowLength(r, Uniform(1, 90));
     requests_[id] = std::move(r);
@@ -204,6 +204,9 @@ class Engine {
       EXPECT_TRUE((*backend_->Mirror())->Set(id, requests_[id].blocks).ok());
     }
   }
+
+  // Full blocks that no rejected draft will be written to again: what a prefix cache may hand to another request.
+  int AcceptedBlocks(const Request& donor) const { return std::max(0, donor.computed - drafts_) / shape_.block_size; }
 
   void TakePrefix(const Request& donor, int full_blocks, Request& r) {
     const int shared = full_blocks > 0 ? Uniform(1, full_blocks) : 0;
@@ -224,7 +227,7 @@ class Engine {
                        std::vector<int32_t>& query_start) {
     const Request& donor = requests_[ids[Uniform(0, static_cast<int>(ids.size()) - 1)]];
     Request r;
-    TakePrefix(donor, donor.computed / shape_.block_size, r);
+    TakePrefix(donor, AcceptedBlocks(donor), r);
     if (r.blocks.empty()) return;
     const uint64_t id = next_id_++;
     GrowLength(r, Uniform(1, 20));

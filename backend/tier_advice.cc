@@ -26,13 +26,14 @@ Speed FirmwareSpeed(const Performance& performance) {
 
 class Adviser {
  public:
-  Adviser(const Topology& topology, const NodeStates& states) : topology_(topology), states_(states) {}
+  Adviser(const Topology& topology, const NodeStates& states, const DeviceSpeeds& devices)
+      : topology_(topology), states_(states), devices_(devices) {}
 
   Advice Run() {
     ChooseDram();
     ChooseCxl();
     ChooseSpread();
-    for (std::string& warning : MachineWarnings(topology_, states_, advice_)) Warn(std::move(warning));
+    for (std::string& warning : MachineWarnings(topology_, states_, devices_, advice_)) Warn(std::move(warning));
     Settings();
     return std::move(advice_);
   }
@@ -40,25 +41,33 @@ class Adviser {
  private:
   void Warn(std::string warning) { advice_.warnings.push_back(std::move(warning)); }
 
-  Speed NodeSpeed(int node, SpeedSource source) const {
-    if (source == SpeedSource::kFirmware) return FirmwareSpeed(FindNode(topology_, node)->performance);
-    const ReadSpeed* speed = source == SpeedSource::kMeasured ? MeasuredSpeed(states_, node) : nullptr;
+  static Speed MeasuredOf(const ReadSpeed* speed) {
     return speed == nullptr ? Speed() : Speed{speed->bytes_per_second, speed->nanoseconds};
+  }
+
+  // Of each node or the device.
+  std::vector<Speed> Speeds(const TierAdvice& tier, SpeedSource source) const {
+    const bool measured = source == SpeedSource::kMeasured;
+    std::vector<Speed> speeds;
+    for (const int node : tier.nodes) {
+      speeds.push_back(measured ? MeasuredOf(MeasuredSpeed(states_, node))
+                                : FirmwareSpeed(FindNode(topology_, node)->performance));
+    }
+    for (const DaxDevice& device : topology_.dax_devices) {
+      if (device.name != tier.device) continue;
+      const auto speed = devices_.find(device.name);
+      const bool known = speed != devices_.end() && speed->second.ok();
+      speeds.push_back(measured ? MeasuredOf(known ? &*speed->second : nullptr) : FirmwareSpeed(device.performance));
+    }
+    return speeds;
   }
 
   // Rates of the tier's memory from one source; empty unless all of them are known.
   std::vector<Medium> Media(const TierAdvice& tier, SpeedSource source) const {
     std::vector<Medium> media;
-    for (const int node : tier.nodes) {
-      const Speed speed = NodeSpeed(node, source);
+    for (const Speed& speed : Speeds(tier, source)) {
       if (!speed.bytes_per_second) return {};
       media.push_back({*speed.bytes_per_second});
-    }
-    if (!tier.device.empty() && source == SpeedSource::kFirmware) {
-      for (const DaxDevice& device : topology_.dax_devices) {
-        const Speed speed = FirmwareSpeed(device.performance);
-        if (device.name == tier.device && speed.bytes_per_second) media.push_back({*speed.bytes_per_second});
-      }
     }
     return media;
   }
@@ -68,15 +77,10 @@ class Adviser {
       const std::vector<Medium> media = Media(tier, source);
       if (media.empty()) continue;
       tier.source = source;
-      double rate = 0;
-      for (const Medium& medium : media) rate += medium.bytes_per_second;
-      tier.bytes_per_second = rate;
-      for (const int node : tier.nodes) {
-        const Speed speed = NodeSpeed(node, source);
+      tier.bytes_per_second = 0;
+      for (const Medium& medium : media) *tier.bytes_per_second += medium.bytes_per_second;
+      for (const Speed& speed : Speeds(tier, source)) {
         if (speed.nanoseconds) tier.nanoseconds = std::max(tier.nanoseconds.value_or(0), *speed.nanoseconds);
-      }
-      for (const DaxDevice& device : topology_.dax_devices) {
-        if (device.name == tier.device) tier.nanoseconds = FirmwareSpeed(device.performance).nanoseconds;
       }
       return;
     }
@@ -223,6 +227,7 @@ class Adviser {
 
   const Topology& topology_;
   const NodeStates& states_;
+  const DeviceSpeeds& devices_;
   Advice advice_;
 };
 
@@ -240,6 +245,8 @@ const char* SpeedSourceName(SpeedSource source) {
   return "unknown";
 }
 
-Advice Advise(const Topology& topology, const NodeStates& states) { return Adviser(topology, states).Run(); }
+Advice Advise(const Topology& topology, const NodeStates& states, const DeviceSpeeds& devices) {
+  return Adviser(topology, states, devices).Run();
+}
 
 }  // namespace hybridgen

@@ -13,6 +13,7 @@
 #include "memory/bandwidth_probe.h"
 #include "memory/memory_budget.h"
 #include "memory/memory_node.h"
+#include "memory/node_probe.h"
 #include "scheduler/cost_model.h"
 
 namespace hybridgen {
@@ -51,8 +52,9 @@ struct Advice {
   std::vector<std::pair<std::string, std::string>> settings;
 };
 
-// Memory of unknown kind is never chosen; a warning says how to name it. A pure function.
-Advice Advise(const Topology& topology, const NodeStates& states);
+// Memory of unknown kind is never chosen; a warning says how to name it. `devices`: what was measured of mapped DAX
+// devices. A pure function.
+Advice Advise(const Topology& topology, const NodeStates& states, const DeviceSpeeds& devices = {});
 
 // "DRAM node 0", "CXL node 1", "node 2 (unknown)".
 std::string NodeLabel(const MemoryNode& node);

@@ -165,17 +165,31 @@ TEST(TierAdviceTest, ACxlDeviceAsNodeAndMapped) {
   EXPECT_TRUE(Warns(advice, {"only movable", "daxctl online-memory --no-movable dax0.0"})) << Text(advice);
   EXPECT_EQ(advice.settings[1], (std::pair<std::string, std::string>("HYBRIDGEN_CXL_NODE", "1")));
 
-  Machine mapped = machine;
-  mapped.topology.nodes.pop_back();
-  mapped.topology.dax_devices[0].use = DaxUse::kMapped;
+  advice = Advise(Read("cxltype3-kernel-6.12"));
+  EXPECT_EQ(advice.cxl.nodes, Ids{1});
+  EXPECT_FALSE(Warns(advice, {"movable"})) << Text(advice);
+  EXPECT_TRUE(Advise(Read("cxltype3-persistent-6.12")).cxl.nodes.empty()) << "is no tier";
+
+  Machine mapped = Read("cxltype3-devdax-6.12");
   advice = Advise(mapped);
   EXPECT_TRUE(advice.cxl.nodes.empty());
   EXPECT_EQ(advice.cxl.device, "dax0.0");
-  EXPECT_EQ(advice.cxl.bytes, 128 << 20);
+  EXPECT_EQ(advice.cxl.bytes, *mapped.topology.dax_devices[0].bytes / 2);
+  EXPECT_EQ(advice.spread, SpreadKind::kRolePriority) << "nobody knows how fast it reads before it is bound";
+  const std::string size = absl::StrCat(*advice.cxl.bytes >> 20, "M");
+  EXPECT_EQ(advice.settings, (Settings{{"HYBRIDGEN_CXL_DEVICE", "/dev/dax0.0"}, {"HYBRIDGEN_CXL", size}}));
+  mapped.states[0].speed = Speed(150, 95);
+  advice = Advise(mapped.topology, mapped.states, {{"dax0.0", Speed(15, 310)}});
+  EXPECT_EQ(advice.cxl.source, SpeedSource::kMeasured);
+  EXPECT_EQ(advice.cxl.nanoseconds, 310);
+  EXPECT_NEAR(*advice.value_share_on_cxl, 2 * 15.0 / (15.0 + 150), 1e-12);
+  advice = Advise(mapped.topology, mapped.states, {{"dax0.0", absl::FailedPreconditionError("held")}});
+  EXPECT_TRUE(Warns(advice, {"/dev/dax0.0 was not measured: held"}));
+  EXPECT_EQ(advice.spread, SpreadKind::kRolePriority);
+  mapped.topology.dax_devices[0].performance = {16000, 302, "access1/"};
+  advice = Advise(mapped);
   EXPECT_EQ(advice.cxl.nanoseconds, 302);
   EXPECT_NEAR(*advice.value_share_on_cxl, 2 * 16.0 / (16.0 + 204.8), 1e-12);
-  EXPECT_EQ(advice.settings, (Settings{{"HYBRIDGEN_CXL_DEVICE", "/dev/dax0.0"}, {"HYBRIDGEN_CXL", "128M"}}));
-  EXPECT_FALSE(Warns(advice, {"movable"}));
 
   mapped.topology.dax_devices[0].use = DaxUse::kUnknown;
   advice = Advise(mapped);
@@ -317,8 +331,8 @@ TEST(TierAdviceTest, DamagedTreesNeverMislead) {
   int with_cxl = 0;
   int without = 0;
   for (int i = 0; i < 1000; ++i) {
-    // Every second one of the two that have a device, of CXL and of persistent memory.
-    const size_t which = i % 2 == 0 ? mutator.Below(originals.size()) : originals.size() - 1 - mutator.Below(2);
+    // Every second one of the last four, which have a CXL device.
+    const size_t which = i % 2 == 0 ? mutator.Below(originals.size()) : originals.size() - 1 - mutator.Below(4);
     TreeEntries entries = originals[which];
     std::string history = absl::StrCat("tree ", i, " of original ", which);
     for (size_t damages = 1 + mutator.Below(6); damages > 0; --damages) {

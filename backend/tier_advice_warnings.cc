@@ -13,19 +13,23 @@ namespace {
 
 using Strings = std::vector<std::string>;
 
+// False if there is none.
+bool WarnOfMeasurement(const std::string& label, const absl::StatusOr<ReadSpeed>& speed, Strings& warnings) {
+  if (!speed.ok()) {
+    warnings.push_back(absl::StrCat(label, " was not measured: ", speed.status().message()));
+  } else if (speed->disturbed) {
+    warnings.push_back(absl::StrCat("other work disturbed the measurement of ", label, ": ", speed->clean_samples,
+                                    " of ", speed->samples, " samples were clean"));
+  }
+  return speed.ok();
+}
+
 void WarnOfMeasurements(const Topology& topology, const NodeStates& states, const Advice& advice, Strings& warnings) {
   for (const MemoryNode& node : topology.nodes) {
     const auto state = states.find(node.id);
     if (state == states.end() || !state->second.speed) continue;
-    if (!state->second.speed->ok()) {
-      warnings.push_back(absl::StrCat(NodeLabel(node), " was not measured: ", state->second.speed->status().message()));
-      continue;
-    }
+    if (!WarnOfMeasurement(NodeLabel(node), *state->second.speed, warnings)) continue;
     const ReadSpeed& speed = **state->second.speed;
-    if (speed.disturbed) {
-      warnings.push_back(absl::StrCat("other work disturbed the measurement of ", NodeLabel(node), ": ",
-                                      speed.clean_samples, " of ", speed.samples, " samples were clean"));
-    }
     const std::optional<int64_t> firmware = node.performance.read_megabytes_per_second;
     if (firmware && 2 * speed.bytes_per_second < *firmware * 1e6) {
       warnings.push_back(absl::StrCat(NodeLabel(node), " was measured at ", RateText(speed.bytes_per_second), " with ",
@@ -87,9 +91,11 @@ void WarnOfTheTiers(const Topology& topology, const Advice& advice, Strings& war
 
 }  // namespace
 
-std::vector<std::string> MachineWarnings(const Topology& topology, const NodeStates& states, const Advice& advice) {
+std::vector<std::string> MachineWarnings(const Topology& topology, const NodeStates& states,
+                                         const DeviceSpeeds& devices, const Advice& advice) {
   Strings warnings;
   WarnOfMeasurements(topology, states, advice, warnings);
+  for (const auto& [name, speed] : devices) WarnOfMeasurement(absl::StrCat("/dev/", name), speed, warnings);
   WarnOfUnknownMemory(topology, states, warnings);
   WarnOfTheTiers(topology, advice, warnings);
   return warnings;

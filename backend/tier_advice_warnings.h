@@ -10,7 +10,8 @@
 namespace hybridgen {
 
 // Measurements that failed or surprise, memory that is not used, and what the chosen tiers suffer from.
-std::vector<std::string> MachineWarnings(const Topology& topology, const NodeStates& states, const Advice& advice);
+std::vector<std::string> MachineWarnings(const Topology& topology, const NodeStates& states,
+                                         const DeviceSpeeds& devices, const Advice& advice);
 
 const MemoryNode* FindNode(const Topology& topology, int id);        // null: no such node
 const ReadSpeed* MeasuredSpeed(const NodeStates& states, int node);  // null: not measured

@@ -43,16 +43,17 @@ Json Nanoseconds(const std::optional<double>& nanoseconds) {
   return nanoseconds ? Json(std::llround(*nanoseconds)) : Json(nullptr);
 }
 
-Json SpeedJson(const std::optional<absl::StatusOr<ReadSpeed>>& speed) {
-  if (!speed || !speed->ok()) return nullptr;  // the advice warns of a failure
-  return {{"read_megabytes_per_second", MegabytesPerSecond((*speed)->bytes_per_second)},
-          {"read_nanoseconds", Nanoseconds((*speed)->nanoseconds)},
-          {"threads", (*speed)->threads},
-          {"range_bytes", (*speed)->range_bytes},
-          {"samples", (*speed)->samples},
-          {"clean_samples", (*speed)->clean_samples},
-          {"disturbed", (*speed)->disturbed},
-          {"seconds", (*speed)->seconds}};
+// Null also for a failure, of which the advice warns.
+Json SpeedJson(const ReadSpeed* speed) {
+  if (speed == nullptr) return nullptr;
+  return {{"read_megabytes_per_second", MegabytesPerSecond(speed->bytes_per_second)},
+          {"read_nanoseconds", Nanoseconds(speed->nanoseconds)},
+          {"threads", speed->threads},
+          {"range_bytes", speed->range_bytes},
+          {"samples", speed->samples},
+          {"clean_samples", speed->clean_samples},
+          {"disturbed", speed->disturbed},
+          {"seconds", speed->seconds}};
 }
 
 Json TierJson(const TierAdvice& tier) {
@@ -78,12 +79,13 @@ Json AdviceJson(const Advice& advice) {
 }
 
 // What was measured, in one line; null if nothing was.
-Json MeasurementJson(const Topology& topology, const NodeStates& states) {
+Json MeasurementJson(const Topology& topology, const NodeStates& states, const DeviceSpeeds& devices) {
   std::vector<std::pair<std::string, absl::StatusOr<ReadSpeed>>> named;
   for (const MemoryNode& node : topology.nodes) {
     const auto state = states.find(node.id);
     if (state != states.end() && state->second.speed) named.emplace_back(NodeLabel(node), *state->second.speed);
   }
+  for (const auto& [name, speed] : devices) named.emplace_back(absl::StrCat("CXL device ", name), speed);
   const std::string summary = SpeedSummary(named);
   return summary.empty() ? Json(nullptr) : Json(summary);
 }
@@ -128,7 +130,7 @@ Json DaxJson(const DaxDevice& device) {
 
 }  // namespace
 
-std::string ToJson(const Topology& topology, const NodeStates& states) {
+std::string ToJson(const Topology& topology, const NodeStates& states, const DeviceSpeeds& devices) {
   Json json = {{"version", 1}};
   json["machine"] = {{"total_bytes", OrNull(topology.machine_total_bytes)},
                      {"available_bytes", OrNull(topology.machine_available_bytes)},
@@ -137,9 +139,15 @@ std::string ToJson(const Topology& topology, const NodeStates& states) {
   for (const MemoryNode& node : topology.nodes) {
     json["nodes"].push_back(NodeJson(node));
     const auto state = states.find(node.id);
-    json["nodes"].back()["measured"] = state == states.end() ? Json(nullptr) : SpeedJson(state->second.speed);
+    const bool measured = state != states.end() && state->second.speed && state->second.speed->ok();
+    json["nodes"].back()["measured"] = SpeedJson(measured ? &**state->second.speed : nullptr);
   }
-  for (const DaxDevice& device : topology.dax_devices) json["dax_devices"].push_back(DaxJson(device));
+  for (const DaxDevice& device : topology.dax_devices) {
+    json["dax_devices"].push_back(DaxJson(device));
+    const auto speed = devices.find(device.name);
+    const bool measured = speed != devices.end() && speed->second.ok();
+    json["dax_devices"].back()["measured"] = SpeedJson(measured ? &*speed->second : nullptr);
+  }
   for (const CxlRegion& region : topology.cxl_regions) {
     json["cxl_regions"].push_back({{"name", region.name},
                                    {"kind", MemoryKindName(region.kind)},
@@ -150,8 +158,8 @@ std::string ToJson(const Topology& topology, const NodeStates& states) {
     json["gpus"].push_back(
         {{"address", gpu.address}, {"vendor", gpu.vendor}, {"device", gpu.device}, {"node", OrNull(gpu.node)}});
   }
-  json["measurement"] = MeasurementJson(topology, states);
-  json["advice"] = AdviceJson(Advise(topology, states));
+  json["measurement"] = MeasurementJson(topology, states, devices);
+  json["advice"] = AdviceJson(Advise(topology, states, devices));
   // File names are bytes; those that are no text are replaced, not refused.
   return json.dump(/*indent=*/-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
 }
@@ -171,8 +179,9 @@ absl::StatusOr<std::string> MeasuredTopologyJson(absl::string_view kind_override
   const absl::StatusOr<Topology> topology = ReadTopology(SystemRoots(), kind_overrides);
   if (!topology.ok()) return topology.status();
   NodeStates states = ReadStates(*topology, SystemRoots());
-  for (auto& [node, speed] : ProbeNodes(*topology)) states[node].speed = std::move(speed);
-  return ToJson(*topology, states);
+  MemorySpeeds speeds = ProbeMemory(*topology);
+  for (auto& [node, speed] : speeds.nodes) states[node].speed = std::move(speed);
+  return ToJson(*topology, states, speeds.devices);
 }
 
 }  // namespace hybridgen

@@ -11,8 +11,8 @@
 
 namespace hybridgen {
 
-// With what is known of the nodes, and the advice that follows.
-std::string ToJson(const Topology& topology, const NodeStates& states);
+// With what is known of nodes and mapped devices, and the advice that follows.
+std::string ToJson(const Topology& topology, const NodeStates& states, const DeviceSpeeds& devices = {});
 
 // Reads the topology below `root`, the directory that holds sys and proc ("" is the running machine's), with the
 // operator's kinds ("2:cxl,3:hbm" or ""). InvalidArgument: `root` is no directory, or the kinds are wrong.

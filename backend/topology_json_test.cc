@@ -77,6 +77,81 @@ TEST(TopologyJsonTest, WhatIsKnownIsTold) {
   EXPECT_EQ(json["gpus"][0]["node"], 1);
 }
 
+TEST(TopologyJsonTest, MeasurementsAndAdvice) {
+  Topology topology;
+  for (const MemoryKind kind : {MemoryKind::kDram, MemoryKind::kCxl, MemoryKind::kDram}) {
+    MemoryNode node;
+    node.id = static_cast<int>(topology.nodes.size());
+    node.kind = kind;
+    node.free_bytes = 1 << 30;
+    topology.nodes.push_back(node);
+  }
+  topology.nodes[2].kind = MemoryKind::kHbm;
+  NodeStates states;
+  ReadSpeed speed;
+  speed.bytes_per_second = 300.0004e9;
+  speed.nanoseconds = 99.6;
+  speed.range_bytes = 1 << 26;
+  speed.threads = 32;
+  speed.samples = 9;
+  speed.clean_samples = 8;
+  speed.seconds = 0.25;
+  states[0].speed = speed;
+  states[0].budget.bytes = 8 << 20;
+  speed.bytes_per_second = 30e9;
+  speed.disturbed = true;
+  states[1].speed = speed;
+  states[2].speed = absl::ResourceExhaustedError("no room");
+  topology.dax_devices = {{"dax0.0", MemoryKind::kCxl, "", DaxUse::kMapped, 3, 8192, {}, {}},
+                          {"dax0.1", MemoryKind::kCxl, "", DaxUse::kMapped, 3, 8192, {}, {}}};
+  speed.bytes_per_second = 20e9;
+  speed.disturbed = false;
+  const DeviceSpeeds devices = {{"dax0.0", speed}, {"dax0.1", absl::FailedPreconditionError("held")}};
+  const Json json = Json::parse(ToJson(topology, states, devices));
+  EXPECT_EQ(json["dax_devices"][0]["measured"]["read_megabytes_per_second"], 20000);
+  EXPECT_TRUE(json["dax_devices"][1]["measured"].is_null());
+  EXPECT_EQ(json["nodes"][0]["measured"], (Json{{"read_megabytes_per_second", 300000},
+                                                {"read_nanoseconds", 100},
+                                                {"threads", 32},
+                                                {"range_bytes", 1 << 26},
+                                                {"samples", 9},
+                                                {"clean_samples", 8},
+                                                {"disturbed", false},
+                                                {"seconds", 0.25}}));
+  EXPECT_EQ(json["nodes"][1]["measured"]["disturbed"], true);
+  EXPECT_TRUE(json["nodes"][2]["measured"].is_null());
+  EXPECT_EQ(json["measurement"],
+            "DRAM node 0: 300.0 GB/s, 100 ns; CXL node 1: 30.0 GB/s, 100 ns (disturbed); CXL device dax0.0: 20.0 "
+            "GB/s, 100 ns; measured in 0.75 s with 32 threads");
+  const Json& advice = json["advice"];
+  EXPECT_EQ(advice["dram"]["nodes"], Json({0}));
+  EXPECT_EQ(advice["dram"]["bytes"], 4 << 20);
+  EXPECT_EQ(advice["dram"]["source"], "measured");
+  EXPECT_TRUE(advice["dram"]["device"].is_null());
+  EXPECT_EQ(advice["cxl"]["nodes"], Json({1}));
+  EXPECT_TRUE(advice["cxl"]["bytes"].is_null());
+  EXPECT_EQ(advice["cxl"]["read_megabytes_per_second"], 30000);
+  EXPECT_EQ(advice["placement"], "proportional");
+  EXPECT_NEAR(advice["value_share_on_cxl"].get<double>(), 60.0 / 330, 1e-6);
+  EXPECT_EQ(advice["settings"], (Json{{"HYBRIDGEN_DRAM_NODE", "0"}, {"HYBRIDGEN_CXL_NODE", "1"}}));
+  EXPECT_EQ(advice["warnings"].size(), 4u)
+      << "one of three is taken; node 1 disturbed; node 2 and dax0.1 not measured: " << advice["warnings"];
+}
+
+TEST(TopologyJsonTest, AdviceOnAnUnknownMachineIsNull) {
+  const Json json = Json::parse(ToJson(Topology(), {}));
+  EXPECT_TRUE(json.at("measurement").is_null());
+  const Json& advice = json["advice"];
+  for (const char* key : {"placement", "value_share_on_cxl"}) EXPECT_TRUE(advice.at(key).is_null()) << key;
+  for (const char* tier : {"dram", "cxl"}) {
+    EXPECT_EQ(advice[tier]["nodes"], Json::array());
+    EXPECT_EQ(advice[tier]["source"], "unknown");
+    EXPECT_TRUE(advice[tier].at("bytes").is_null());
+    EXPECT_FALSE(advice[tier]["evidence"].get<std::string>().empty());
+  }
+  EXPECT_EQ(advice["settings"], Json::object());
+}
+
 // A root with one node of DRAM and one without CPUs.
 class TopologyAbiTest : public ::testing::Test {
  protected:

@@ -61,6 +61,7 @@ struct AttendArgs {
   uint64_t k_base = 0;
   uint64_t v_base = 0;
   int kv_head = 0;
+  int next_kv_head = -1;  // of the same pages, attended right after this call and therefore fetched ahead; -1: none
   const KvPage* pages = nullptr;
   int num_pages = 0;
 };

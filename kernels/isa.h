@@ -7,7 +7,7 @@
 namespace hybridgen {
 
 // Lowest first. Values are part of the C ABI (hybridgen.h); never renumber.
-enum class Isa : uint8_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+enum class Isa : uint8_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 
 constexpr const char* IsaName(Isa isa) {
   switch (isa) {
@@ -17,6 +17,8 @@ constexpr const char* IsaName(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
   }
   return "unknown";
 }

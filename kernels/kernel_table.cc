@@ -8,7 +8,7 @@
 namespace hybridgen {
 
 absl::Span<const KernelSet> AllKernelSets() {
-  static const KernelSet kRows[] = {kPortableKernels, kAvx2Kernels, kAvx512Kernels};
+  static const KernelSet kRows[] = {kPortableKernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16Kernels};
   return kRows;
 }
 
@@ -16,7 +16,9 @@ const KernelSet& SelectKernelSet(const CpuFeatures& features) {
   const absl::Span<const KernelSet> rows = AllKernelSets();
   size_t best = 0;
   for (size_t i = 1; i < rows.size(); ++i) {
-    if (Supports(features, rows[i].isa)) best = i;
+    if (!Supports(features, rows[i].isa)) continue;
+    if (rows[i].isa == Isa::kAvx512Bf16 && !features.fast_bf16_dot) continue;
+    best = i;
   }
   return rows[best];
 }
@@ -30,8 +32,8 @@ absl::StatusOr<const KernelSet*> FindKernelSet(const CpuFeatures& features, Isa 
                                                       ", which this CPU lacks (it has: ", features.ToString(),
                                                       "); use '", SelectKernelSet(features).name, "'"));
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("isa ", static_cast<int>(isa), " has no kernels; use portable (0), avx2 (1) or avx512 (2)"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "isa ", static_cast<int>(isa), " has no kernels; use portable (0), avx2 (1), avx512 (2) or avx512_bf16 (3)"));
 }
 
 }  // namespace hybridgen

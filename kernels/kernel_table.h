@@ -12,7 +12,8 @@ namespace hybridgen {
 // Rows of the table, lowest ISA first. Static storage.
 absl::Span<const KernelSet> AllKernelSets();
 
-// The best row that `features` may run. Never fails: the portable row runs everywhere.
+// The fastest row that `features` may run, which is the last one unless its instructions are slow on this CPU. Never
+// fails: the portable row runs everywhere.
 const KernelSet& SelectKernelSet(const CpuFeatures& features);
 
 // The row of exactly this ISA, or FailedPrecondition naming what the CPU lacks.

@@ -18,9 +18,21 @@ CpuFeatures Skylake() {
   return f;
 }
 
+CpuFeatures CooperLake() {
+  CpuFeatures f = Skylake();
+  f.avx512_bf16 = true;
+  return f;
+}
+
+CpuFeatures Zen4() {
+  CpuFeatures f = CooperLake();
+  f.fast_bf16_dot = true;
+  return f;
+}
+
 TEST(KernelTableTest, RowsAreCompleteAndInOrder) {
   const absl::Span<const KernelSet> rows = AllKernelSets();
-  ASSERT_EQ(rows.size(), 3u);
+  ASSERT_EQ(rows.size(), 4u);
   for (size_t i = 0; i < rows.size(); ++i) {
     EXPECT_EQ(rows[i].isa, static_cast<Isa>(i));
     EXPECT_STREQ(rows[i].name, IsaName(rows[i].isa));
@@ -38,6 +50,8 @@ TEST(KernelTableTest, SelectsTheBestRowThatTheCpuRuns) {
   EXPECT_EQ(SelectKernelSet(CpuFeatures()).isa, Isa::kPortable);
   EXPECT_EQ(SelectKernelSet(Haswell()).isa, Isa::kAvx2);
   EXPECT_EQ(SelectKernelSet(Skylake()).isa, Isa::kAvx512);
+  EXPECT_EQ(SelectKernelSet(CooperLake()).isa, Isa::kAvx512) << "its dot products are slower than multiply-adds";
+  EXPECT_EQ(SelectKernelSet(Zen4()).isa, Isa::kAvx512Bf16);
   CpuFeatures no_f16c = Haswell();
   no_f16c.f16c = false;
   EXPECT_EQ(SelectKernelSet(no_f16c).isa, Isa::kPortable);
@@ -47,8 +61,8 @@ TEST(KernelTableTest, SelectsTheBestRowThatTheCpuRuns) {
 }
 
 TEST(KernelTableTest, FindsExactlyTheRowAskedFor) {
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
-    const absl::StatusOr<const KernelSet*> row = FindKernelSet(Skylake(), isa);
+  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
+    const absl::StatusOr<const KernelSet*> row = FindKernelSet(CooperLake(), isa);
     ASSERT_TRUE(row.ok()) << row.status();
     EXPECT_EQ((*row)->isa, isa);
   }
@@ -59,6 +73,8 @@ TEST(KernelTableTest, RefusesWithWhatIsMissingAndWhatToUse) {
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_NE(status.message().find("avx512f avx512bw avx512dq avx512vl"), std::string::npos) << status;
   EXPECT_NE(status.message().find("use 'avx2'"), std::string::npos) << status;
+  const absl::Status no_bf16 = FindKernelSet(Skylake(), Isa::kAvx512Bf16).status();
+  EXPECT_NE(no_bf16.message().find("need avx512_bf16"), std::string::npos) << no_bf16;
   const absl::Status unknown = FindKernelSet(Skylake(), static_cast<Isa>(9)).status();
   EXPECT_EQ(unknown.code(), absl::StatusCode::kInvalidArgument);
 }

@@ -6,9 +6,14 @@
 
 namespace hybridgen {
 
-// Tokens are attended in chunks of up to this many 16-token groups, which may come from several pages: enough
-// independent streams for the memory system with 16-token pages, few enough that a chunk of K and V stays in L2.
-constexpr int kChunkGroups = 8;
+// Tokens are attended in chunks of 16-token groups. A chunk holds up to kMaxRuns runs of up to kRunGroups consecutive
+// groups of one page each, which are read side by side: the memory system is as fast as it can be only with several
+// sequential streams. kChunkGroups is the limit where one block takes all rows of the tile. Several blocks read a chunk
+// once each, so it stays small enough (kSharedChunkGroups) for the second-level cache.
+constexpr int kMaxRuns = 8;
+constexpr int kRunGroups = 8;
+constexpr int kChunkGroups = 32;
+constexpr int kSharedChunkGroups = 8;
 
 // Query rows that share every load of K and V; the largest over all ISA levels.
 constexpr int kMaxRowBlock = 8;
@@ -23,7 +28,9 @@ constexpr size_t kScratchAlignment = 64;
 // Floats of each part, in this order; each a multiple of 16. Internal linkage for the sake of the ISA sources.
 static constexpr size_t ScratchQueryFloats(int head_size) { return static_cast<size_t>(kMaxTileRows) * head_size; }
 static constexpr size_t ScratchScoreFloats() { return static_cast<size_t>(kMaxRowBlock) * kScoreStride; }
-static constexpr size_t ScratchKeyFloats(int head_size) { return static_cast<size_t>(kChunkGroups) * 16 * head_size; }
+static constexpr size_t ScratchKeyFloats(int head_size) {
+  return static_cast<size_t>(kSharedChunkGroups) * 16 * head_size;
+}
 
 }  // namespace hybridgen
 

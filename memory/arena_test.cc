@@ -74,11 +74,11 @@ TEST(ArenaTest, MoreThanTheBudgetIsRefusedBeforeAnyPageIsTouched) {
   options.budget = [&asked](int node) {
     EXPECT_EQ(node, 0);
     ++asked;
-    return MemoryBudget{kHugePage, "node 0"};
+    return MemoryBudget{kHugePage, "node 0", 3 * kHugePage};
   };
   const absl::Status status = Arena::Create(2 * kHugePage, options).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
-  for (const char* part : {"test tier", "wanted 4194304", "available 2097152", "node 0"}) {
+  for (const char* part : {"test tier", "wanted 4194304", "available 2097152", "node 0", "6291456 bytes free"}) {
     EXPECT_NE(std::string(status.message()).find(part), std::string::npos) << part << " not in: " << status;
   }
   EXPECT_EQ(asked, 1);

@@ -151,10 +151,11 @@ void LimitByCgroup(MemoryBudget& budget, const std::string& mount, std::string p
   if (absl::StrContains(path, "..")) path = "/";
   while (true) {
     const std::string directory = absl::StrCat(mount, path, "/");
-    const std::optional<int64_t> usage = ReadCount(directory + files.usage);
     for (const char* limit_file : files.limits) {
       const std::optional<int64_t> limit = ReadCount(directory + limit_file);  // "max" is no number
-      if (!usage || !limit) continue;
+      if (!limit || *limit >= kMostBytes) continue;                            // as large: version 1's "no limit"
+      const std::optional<int64_t> usage = ReadCount(directory + files.usage);
+      if (!usage) continue;
       const std::optional<std::string> stat = ReadSystemFile(directory + "memory.stat");
       const int64_t cache = stat ? ParseField(*stat, files.cache_field).value_or(0) : 0;
       Limit(budget, *limit - std::max<int64_t>(0, *usage - cache), *limit, absl::StrCat("cgroup ", path));

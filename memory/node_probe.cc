@@ -1,4 +1,4 @@
-// Reserves small strict arenas on a node until there are enough to read, then measures them.
+// Reserves small strict arenas on a node until there are enough to read, or a part of a device, and measures them.
 #include "memory/node_probe.h"
 
 #include <sched.h>
@@ -11,45 +11,65 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "memory/arena.h"
 
 namespace hybridgen {
 namespace {
 
 using std::chrono::nanoseconds;
 
-constexpr int64_t kPieceBytes = int64_t{8} << 20;
+constexpr int64_t kPieceBytes = int64_t{2} << 20;
 constexpr size_t kMostThreads = 64;
 
-absl::StatusOr<ReadSpeed> ProbeNode(const Topology& topology, int node, nanoseconds time_limit,
-                                    const NodeProbeOptions& options) {
-  const nanoseconds begin = options.now();
+// Reserves up to `wanted` bytes in arenas of `piece` bytes each, in half of the time, and measures them in the rest.
+absl::StatusOr<ReadSpeed> ProbeArenas(const ArenaOptions& arena, int64_t piece, int64_t wanted, nanoseconds time_limit,
+                                      ProbeOptions probe) {
+  const nanoseconds begin = probe.now();
+  std::vector<std::unique_ptr<Arena>> arenas;
+  std::vector<absl::Span<const std::byte>> pieces;
+  do {
+    absl::StatusOr<std::unique_ptr<Arena>> created = Arena::Create(piece, arena);
+    if (!created.ok()) {
+      if (pieces.empty()) return created.status();
+      break;  // what there is must do
+    }
+    pieces.emplace_back((*created)->data(), static_cast<size_t>((*created)->bytes()));
+    arenas.push_back(*std::move(created));
+  } while (static_cast<int64_t>(pieces.size()) * piece < wanted && probe.now() - begin < time_limit / 2);
+  probe.time_limit = std::clamp(time_limit - (probe.now() - begin), nanoseconds(0), probe.time_limit);
+  return ProbeRange(pieces, probe);
+}
+
+ProbeOptions Readers(const Topology& topology, int node, const NodeProbeOptions& options) {
   ProbeOptions probe;
   probe.now = options.now;
   probe.cpus = NearestCpus(topology, node, options.cpus);
   if (probe.cpus.size() > kMostThreads) probe.cpus.resize(kMostThreads);
+  return probe;
+}
 
-  ArenaOptions arena;
+int64_t WantedBytes(const ProbeOptions& probe) { return ProbeBytes(std::max<int>(1, probe.cpus.size())); }
+
+absl::StatusOr<ReadSpeed> ProbeNode(const Topology& topology, int node, nanoseconds time_limit,
+                                    const NodeProbeOptions& options) {
+  ArenaOptions arena = options.arena;
   arena.name = absl::StrCat("to measure node ", node);
-  arena.budget = options.budget;
   if (topology.nodes.size() > 1) {  // else all memory is the node's, even where nobody may bind
     arena.node = node;
     arena.binding = NodeBinding::kStrict;
   }
-  std::vector<std::unique_ptr<Arena>> arenas;
-  std::vector<absl::Span<const std::byte>> pieces;
-  const int64_t wanted = ProbeBytes(std::max<int>(1, probe.cpus.size()));
-  do {
-    absl::StatusOr<std::unique_ptr<Arena>> piece = Arena::Create(kPieceBytes, arena);
-    if (!piece.ok()) {
-      if (pieces.empty()) return piece.status();
-      break;  // what there is must do
-    }
-    pieces.emplace_back((*piece)->data(), static_cast<size_t>((*piece)->bytes()));
-    arenas.push_back(*std::move(piece));
-  } while (static_cast<int64_t>(pieces.size()) * kPieceBytes < wanted && options.now() - begin < time_limit / 2);
-  probe.time_limit = std::clamp(time_limit - (options.now() - begin), nanoseconds(0), probe.time_limit);
-  return ProbeRange(pieces, probe);
+  const ProbeOptions probe = Readers(topology, node, options);
+  return ProbeArenas(arena, kPieceBytes, WantedBytes(probe), time_limit, probe);
+}
+
+// One arena: parts of a device need not be reserved piece by piece, as it has the memory.
+absl::StatusOr<ReadSpeed> ProbeDevice(const Topology& topology, const DaxDevice& device, nanoseconds time_limit,
+                                      const NodeProbeOptions& options) {
+  ArenaOptions arena = options.arena;
+  arena.name = absl::StrCat("to measure ", device.name);
+  arena.dax_device = options.device_directory + device.name;
+  const ProbeOptions probe = Readers(topology, device.target_node.value_or(-1), options);
+  const int64_t bytes = std::min(WantedBytes(probe), device.bytes.value_or(kPieceBytes));
+  return ProbeArenas(arena, bytes, bytes, time_limit, probe);
 }
 
 }  // namespace
@@ -85,13 +105,20 @@ std::vector<int> NearestCpus(const Topology& topology, int node, const std::vect
   return nearest.empty() ? allowed : nearest;
 }
 
-std::map<int, absl::StatusOr<ReadSpeed>> ProbeNodes(const Topology& topology, const NodeProbeOptions& options) {
-  std::map<int, absl::StatusOr<ReadSpeed>> speeds;
+MemorySpeeds ProbeMemory(const Topology& topology, const NodeProbeOptions& options) {
+  std::vector<const DaxDevice*> devices;
+  for (const DaxDevice& device : topology.dax_devices) {
+    if (device.kind == MemoryKind::kCxl && device.use == DaxUse::kMapped) devices.push_back(&device);
+  }
+  int64_t left = topology.nodes.size() + devices.size();
   const nanoseconds end = options.now() + options.time_limit;
-  for (size_t i = 0; i < topology.nodes.size(); ++i) {
-    const nanoseconds share = (end - options.now()) / static_cast<int64_t>(topology.nodes.size() - i);
-    const int node = topology.nodes[i].id;
-    speeds.emplace(node, ProbeNode(topology, node, std::max(nanoseconds(0), share), options));
+  const auto share = [&] { return std::max(nanoseconds(0), (end - options.now()) / left--); };
+  MemorySpeeds speeds;
+  for (const MemoryNode& node : topology.nodes) {
+    speeds.nodes.emplace(node.id, ProbeNode(topology, node.id, share(), options));
+  }
+  for (const DaxDevice* device : devices) {
+    speeds.devices.emplace(device->name, ProbeDevice(topology, *device, share(), options));
   }
   return speeds;
 }

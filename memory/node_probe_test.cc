@@ -1,13 +1,20 @@
 // Tests of measuring nodes: which CPUs read, budget and time limit, and this machine's own nodes.
 #include "memory/node_probe.h"
 
+#include <cerrno>
+#include <fstream>
 #include <iostream>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "memory/fake_dax_device.h"
+#include "memory/fake_memory_policy.h"
+#include "memory/fake_tree.h"
 #include "memory/topology.h"
 
 namespace hybridgen {
@@ -48,7 +55,7 @@ TEST(NodeProbeTest, TheNearestNodesCpusRead) {
 TEST(NodeProbeTest, ThisMachinesNodes) {
   const Topology topology = ReadTopology();
   if (topology.nodes.empty()) GTEST_SKIP() << "sysfs lists no memory nodes here";
-  const std::map<int, absl::StatusOr<ReadSpeed>> speeds = ProbeNodes(topology);
+  const NodeSpeeds speeds = ProbeMemory(topology).nodes;
   ASSERT_EQ(speeds.size(), topology.nodes.size());
   for (const auto& [node, speed] : speeds) {
     if (speed.status().code() == absl::StatusCode::kResourceExhausted) continue;  // a node may be full
@@ -69,13 +76,13 @@ class OneNodeTest : public ::testing::Test {
     topology_.nodes = {Node(0, {0}, {{0, 10}})};
     options_.cpus = {0};
     options_.now = [this] { return time_ += step_; };
-    options_.budget = [this](int node) {
+    options_.arena.budget = [this](int node) {
       EXPECT_EQ(node, -1);
       return MemoryBudget{room_, "a neighbour"};
     };
   }
 
-  absl::StatusOr<ReadSpeed> Probe() { return ProbeNodes(topology_, options_).at(0); }
+  absl::StatusOr<ReadSpeed> Probe() { return ProbeMemory(topology_, options_).nodes.at(0); }
 
   Topology topology_;
   NodeProbeOptions options_;
@@ -87,16 +94,16 @@ class OneNodeTest : public ::testing::Test {
 TEST_F(OneNodeTest, ReadsWhatOneThreadNeeds) { EXPECT_EQ(Probe()->range_bytes, ProbeBytes(1)); }
 
 TEST_F(OneNodeTest, TheBudgetIsRespected) {
-  room_ = 8 * kMiB - 1;
+  room_ = 2 * kMiB - 1;
   const absl::Status status = Probe().status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
-  for (const char* words : {"to measure node 0", "available 8388607 bytes", "a neighbour"}) {
+  for (const char* words : {"to measure node 0", "available 2097151 bytes", "a neighbour"}) {
     EXPECT_TRUE(absl::StrContains(status.message(), words)) << status;
   }
   int64_t asked = 0;
-  options_.budget = [&asked](int) { return MemoryBudget{++asked < 15 ? 64 * kMiB : 0, "a neighbour"}; };
+  options_.arena.budget = [&asked](int) { return MemoryBudget{++asked < 15 ? 64 * kMiB : 0, "a neighbour"}; };
   const ReadSpeed speed = Probe().value();
-  EXPECT_GE(speed.range_bytes, 8 * kMiB) << "what could be had";
+  EXPECT_GE(speed.range_bytes, 2 * kMiB) << "what could be had";
   EXPECT_LT(speed.range_bytes, ProbeBytes(1));
 }
 
@@ -104,30 +111,99 @@ TEST_F(OneNodeTest, TheTimeLimitBoundsReservingToo) {
   step_ = milliseconds(100);  // per look; half of 800 ms may pass while pieces are reserved
   const ReadSpeed speed = Probe().value();
   EXPECT_LT(speed.range_bytes, ProbeBytes(1));
-  EXPECT_GE(speed.range_bytes, 8 * kMiB);
+  EXPECT_GE(speed.range_bytes, 2 * kMiB);
   EXPECT_LE(time_, milliseconds(2000));  // the limit, and one sample of each kind after it
 }
 
-TEST_F(OneNodeTest, NodesShareTheTime) {
-  for (int id = 1; id < 4; ++id) topology_.nodes.push_back(Node(id, {}, {}));
-  options_.budget = [](int) { return MemoryBudget{0, "nothing"}; };
-  step_ = milliseconds(1);
-  const auto speeds = ProbeNodes(topology_, options_);
-  ASSERT_EQ(speeds.size(), 4u);
-  for (const auto& [node, speed] : speeds) {
-    EXPECT_EQ(speed.status().code(), absl::StatusCode::kResourceExhausted);
-    EXPECT_TRUE(absl::StrContains(speed.status().message(), absl::StrCat("node ", node))) << speed.status();
+TEST(NodeProbeTest, NoNodesNothingMeasured) { EXPECT_TRUE(ProbeMemory(Topology()).nodes.empty()); }
+
+// Three nodes, two of them there, whose pages lie where the pretended kernel says.
+class PretendedNodesTest : public ::testing::Test {
+ protected:
+  PretendedNodesTest() {
+    topology_.nodes = {Node(0, {0}, {}), Node(1, {}, {{0, 20}, {1, 10}}), Node(700, {}, {})};
+    options_.cpus = {0};
+    options_.arena.budget = [](int) { return MemoryBudget(); };
+    options_.arena.calls = &kernel_;
+    tree_.Write("sys/devices/system/node/has_memory", "0-1\n");
+    options_.arena.roots = tree_.roots();
+    options_.now = [this] { return time_ += milliseconds(1); };
   }
+
+  Topology topology_;
+  FakeMemoryPolicy kernel_;
+  FakeTree tree_;
+  NodeProbeOptions options_;
+  nanoseconds time_{0};
+};
+
+TEST_F(PretendedNodesTest, NodesShareTheTimeAndAbsentOnesAreRefused) {
+  const NodeSpeeds speeds = ProbeMemory(topology_, options_).nodes;
+  ASSERT_EQ(speeds.size(), 3u);
+  for (const int node : {0, 1}) {
+    const absl::StatusOr<ReadSpeed>& speed = speeds.at(node);
+    ASSERT_TRUE(speed.ok()) << speed.status();
+    EXPECT_LE(speed->seconds, 0.2 + 0.02) << node;
+  }
+  const absl::Status absent = speeds.at(700).status();
+  EXPECT_EQ(absent.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(absl::StrContains(absent.message(), "node 700")) << absent;
+  EXPECT_LE(time_, milliseconds(850));
 }
 
-TEST(NodeProbeTest, NoNodesNothingMeasured) { EXPECT_TRUE(ProbeNodes(Topology()).empty()); }
+TEST_F(PretendedNodesTest, APieceThatLiesElsewhereIsNotMeasured) {
+  kernel_.free_pages[1] = 0;
+  const NodeSpeeds speeds = ProbeMemory(topology_, options_).nodes;
+  EXPECT_TRUE(speeds.at(0).ok());
+  EXPECT_EQ(speeds.at(1).status().code(), absl::StatusCode::kResourceExhausted) << speeds.at(1).status();
+}
 
-TEST(NodeProbeTest, AbsentNodesAreRefused) {
-  Topology topology;
-  topology.nodes = {Node(700, {0}, {}), Node(701, {0}, {})};
-  for (const auto& [node, speed] : ProbeNodes(topology)) {
-    EXPECT_FALSE(speed.ok()) << "node " << node << " does not exist, so nothing is measured in its name";
+TEST_F(PretendedNodesTest, WhereNobodyMayBindNoNodeIsMeasured) {
+  kernel_.prefer_error = EPERM;
+  for (const auto& [node, speed] : ProbeMemory(topology_, options_).nodes) {
+    if (node == 700) continue;
+    EXPECT_EQ(speed.status().code(), absl::StatusCode::kFailedPrecondition) << node << ": " << speed.status();
   }
+  topology_.nodes.resize(1);
+  EXPECT_TRUE(ProbeMemory(topology_, options_).nodes.at(0).ok()) << "all memory is the only node's";
+}
+
+TEST(DeviceProbeTest, MappedCxlDevicesAreReadAndNotWritten) {
+  FakeTree tree;
+  constexpr int64_t kBytes = 8 * kMiB;
+  MakeDaxDevice(tree, "dax0.0", kBytes, 2 * kMiB, 1);
+  MakeDaxDevice(tree, "dax0.1", kBytes, 2 * kMiB, 1);
+  const std::string path = tree.root() + "/dev/dax0.0";
+  {
+    std::fstream content(path, std::ios::in | std::ios::out);
+    content << "what was there";
+  }
+  Topology topology;
+  for (const auto& [kind, use] :
+       {std::pair(MemoryKind::kCxl, DaxUse::kMapped), std::pair(MemoryKind::kCxl, DaxUse::kNode),
+        std::pair(MemoryKind::kPersistent, DaxUse::kMapped), std::pair(MemoryKind::kCxl, DaxUse::kMapped)}) {
+    DaxDevice device;
+    device.name = absl::StrCat("dax0.", topology.dax_devices.size());
+    device.kind = kind;
+    device.use = use;
+    device.bytes = kBytes;
+    topology.dax_devices.push_back(device);
+  }
+  nanoseconds time{0};
+  NodeProbeOptions options;
+  options.cpus = {0};
+  options.now = [&time] { return time += nanoseconds(1000); };
+  options.device_directory = tree.root() + "/dev/";
+  options.arena.roots = tree.roots();
+  const DeviceSpeeds speeds = ProbeMemory(topology, options).devices;
+  ASSERT_EQ(speeds.size(), 2u) << "what is a node's, or persistent, is left alone";
+  const absl::StatusOr<ReadSpeed>& speed = speeds.at("dax0.0");
+  ASSERT_TRUE(speed.ok()) << speed.status();
+  EXPECT_EQ(speed->range_bytes, kBytes) << "all of it, as it is small";
+  EXPECT_EQ(speeds.at("dax0.3").status().code(), absl::StatusCode::kNotFound) << speeds.at("dax0.3").status();
+  std::string words(14, ' ');
+  std::ifstream(path).read(words.data(), words.size());
+  EXPECT_EQ(words, "what was there");
 }
 
 }  // namespace

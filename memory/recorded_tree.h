@@ -1,4 +1,4 @@
-// Recorded trees (testdata/*.tree, written by testdata/record_tree.py): read, changed and written out for tests.
+// Recorded trees (testdata/*.tree, written by testdata/record_tree.sh): read, changed and written out for tests.
 #ifndef MEMORY_RECORDED_TREE_H_
 #define MEMORY_RECORDED_TREE_H_
 

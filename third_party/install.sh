@@ -2,7 +2,8 @@
 # Installs what the build and the tests need and this machine lacks: distribution packages, and a Python environment
 # with vLLM. Quick when nothing is missing, safe to run twice at once. Prints the environment's interpreter on
 # standard output, everything else on standard error. With --tests also fetches vLLM's own tests (vllm-tests/tests in
-# the environment's folder), which are not part of its wheel.
+# the environment's folder), which are not part of its wheel, and what the guests of tests/numa_vm need, if it can be
+# had.
 set -euo pipefail
 
 readonly VENV="${HYBRIDGEN_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridgen/venv-vllm0.32}"
@@ -13,6 +14,8 @@ readonly PACKAGES=(
   bazel-bootstrap bazel-platforms bazel-rules-java bazel-rules-proto bazel-skylib g++ libabsl-dev libbenchmark-dev
   libboost-context-dev libgmock-dev libgtest-dev libnuma-dev nlohmann-json3-dev pybind11-dev
 )
+
+readonly GUEST_PACKAGES=(binutils busybox-static cpio qemu-system-x86 xz-utils)
 
 say() { printf '[install] %s\n' "$*" >&2; }
 die() { printf '[install] error: %s\n' "$*" >&2; exit 1; }
@@ -130,7 +133,17 @@ fetch_vllm_tests() {
   rm -rf "$work"
 }
 
+install_for_guests() {
+  # In a subshell: a failure ends that alone.
+  if ! (install_packages "${GUEST_PACKAGES[@]}") || ! "$(dirname "${BASH_SOURCE[0]}")/install_guests.sh"; then
+    say "not everything that the guests of tests/numa_vm need is here: tests without it will be skipped"
+  fi
+}
+
 install_packages "${PACKAGES[@]}"
 install_environment
-[[ "${1:-}" != --tests ]] || fetch_vllm_tests
+if [[ "${1:-}" == --tests ]]; then
+  fetch_vllm_tests
+  install_for_guests
+fi
 printf '%s\n' "$VENV/bin/python"

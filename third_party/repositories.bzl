@@ -70,6 +70,27 @@ host_python = repository_rule(
     local = True,
 )
 
+def _numa_guests_impl(ctx):
+    env = ctx.os.environ
+    cache = env.get("XDG_CACHE_HOME") or env.get("HOME", "") + "/.cache"
+    guests = env.get("HYBRIDGEN_GUESTS") or cache + "/hybridgen/guests"
+    packages = guests + "/packages.txt"
+    if ctx.path(packages).exists:
+        ctx.symlink(packages, "packages")
+    else:
+        ctx.file("packages", "")
+    ctx.file("BUILD.bazel", """
+# Changes when third_party/install_guests.sh fetched something, so that the guests run again.
+exports_files(["packages"])
+""")
+    ctx.file("guests.bzl", "GUESTS = %r\n" % guests)
+
+numa_guests = repository_rule(
+    implementation = _numa_guests_impl,
+    environ = ["HOME", "HYBRIDGEN_GUESTS", "XDG_CACHE_HOME"],
+    local = True,
+)
+
 def _system_cuda_impl(ctx):
     nvcc = ctx.which("nvcc") or ctx.path("/usr/local/cuda/bin/nvcc")
     present = nvcc.exists

@@ -205,7 +205,7 @@ SETTINGS = (
     ),
     Setting(
         "mover_gbps",
-        "0",
+        "1",
         _number(0.0, 1e6),
         "0 to 1000000 GB/s",
         "Budget of the mover, which brings host pages back to the tier that they are meant for; 0: nothing moves.",
@@ -268,8 +268,8 @@ SETTINGS = (
     Setting(
         "isa",
         AUTO,
-        _choice(AUTO, "portable", "avx2", "avx512"),
-        "auto, portable, avx2, avx512",
+        _choice(AUTO, "portable", "avx2", "avx512", "avx512_bf16"),
+        "auto, portable, avx2, avx512, avx512_bf16",
         "Kernel row; `auto` takes the best one that the CPU has.",
     ),
     Setting(

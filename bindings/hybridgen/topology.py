@@ -11,7 +11,7 @@ def _size(value: int | None) -> str:
 
 def _performance(entry: dict | None) -> str:
     if entry is None:
-        return "?"
+        return "no"
     bandwidth, latency = entry["read_megabytes_per_second"], entry["read_nanoseconds"]
     parts = [f"{bandwidth / 1000:.1f} GB/s"] if bandwidth is not None else []
     if latency is not None:
@@ -45,10 +45,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def node_table(topology: dict) -> Table:
     """One row for each node that has memory."""
-    measured = topology["measurement"] is not None
     columns = ["node", "kind", "speed", "free of", "CPUs", "firmware says", "measured", "how recognised"]
-    if not measured:
-        columns.remove("measured")
     table = _table("Memory nodes", *columns)
     for node in topology["nodes"]:
         reasons = [node["kind_evidence"]]
@@ -63,7 +60,7 @@ def node_table(topology: dict) -> Table:
             f"{_size(node['free_bytes'])} / {_size(node['total_bytes'])}",
             _ranges(node["cpus"]),
             _performance(node),
-            *([_performance(node["measured"])] if measured else []),
+            _performance(node["measured"]),
             "\n".join(reasons),
         )
     return table
@@ -100,7 +97,8 @@ def device_tables(topology: dict) -> list[Table]:
     """DAX devices and GPUs; a table each, where there are any."""
     tables = []
     if topology["dax_devices"]:
-        table = _table("DAX devices", "device", "kind", "use", "node", "size", "firmware says", "how recognised")
+        columns = ["device", "kind", "use", "node", "size", "firmware says", "measured", "how recognised"]
+        table = _table("DAX devices", *columns)
         for device in topology["dax_devices"]:
             table.add_row(
                 f"/dev/{device['name']}",
@@ -109,6 +107,7 @@ def device_tables(topology: dict) -> list[Table]:
                 _node(device["target_node"]),
                 _size(device["bytes"]),
                 _performance(device),
+                _performance(device["measured"]),
                 device["kind_evidence"],
             )
         tables.append(table)

@@ -12,6 +12,15 @@ struct Group {
   const char* v;
   int32_t position;  // of the first token
   int32_t valid;     // tokens that exist, 1 to 16
+  const char* next;  // to fetch while this K is read: the run's next K, behind the last one V
+  int run;           // in the chunk
+  int step;          // in the run
+};
+
+// A group that some row of a block sees.
+struct SeenGroup {
+  const Group* group;
+  bool whole;  // by every row of the block, all 16 tokens
 };
 
 // Tokens [lo, hi) of a group that one query token sees; lo >= hi: none.
@@ -30,10 +39,11 @@ HG_INLINE Span Visible(const Group& group, int32_t begin, int32_t end) {
 using ScoreFn = void (*)(const KeyGroups&, const Layout&, int, const float*, float*);
 using SumFn = void (*)(const ValueGroups&, const Layout&, int, const float*, float*);
 using EdgeFn = void (*)(const char*, const Layout&, const float*, int, int, float*);
-using SoftmaxFn = bool (*)(const QueryTile&, int, const Group* const*, int, float*, RowState, float*);
+using SoftmaxFn = bool (*)(const QueryTile&, int, const SeenGroup*, int, float*, RowState, float*);
 
-// How K lies where the score function reads it: 16 tokens per dim, or the dims of one token after the other.
-enum class KeyOrder : uint8_t { kDimMajor, kTokenMajor };
+// How K lies where the score function reads it: 16 tokens per dim, 16 tokens per pair of dims that stay bfloat16, or
+// the dims of one token after the other.
+enum class KeyOrder : uint8_t { kDimMajor, kPairMajor, kTokenMajor };
 
 constexpr int Log2(int x) { return x <= 1 ? 0 : 1 + Log2(x / 2); }
 constexpr int kRowBlockSizes = Log2(kRowBlock) + 1;
@@ -45,11 +55,13 @@ struct Call {
   RowState state;
   int rows;
   int vecs;  // of 16 dims in a row of state.acc
+  bool packed;
   Layout layout;
   float* q;                       // blocks of rows as the score function reads them
   int q_floats;                   // of a row in q
+  int max_groups;                 // of a chunk
   float* scores;                  // [kRowBlock][kScoreStride]
-  float* keys;                    // transposed K: [kChunkGroups][head_size][16]; null: K is read as it lies
+  float* keys;                    // transposed K: [kSharedChunkGroups][head_size][16]; null: K is read as it lies
   ScoreFn score[kRowBlockSizes];  // by log2 of the block's rows
   SumFn sum[kRowBlockSizes];
   EdgeFn edge;
@@ -65,8 +77,8 @@ HG_INLINE int BlockSizeIndex(int rows) {
 // Turns one row's scores into weights exp(logit - max) and folds the maximum and sum into the row's state. *decay: the
 // factor for what was accumulated before. False: a logit is +inf.
 template <bool kSoftCap, bool kAlibi>
-bool SoftmaxRow(const QueryTile& tile, int row, const Group* const* groups, int num_groups, float* scores,
-                RowState state, float* decay) {
+bool SoftmaxRow(const QueryTile& tile, int row, const SeenGroup* groups, int num_groups, float* scores, RowState state,
+                float* decay) {
   const int token = row / tile.group;
   const int32_t begin = tile.kv_begin[token];
   const int32_t end = tile.kv_end[token];
@@ -77,11 +89,13 @@ bool SoftmaxRow(const QueryTile& tile, int row, const Group* const* groups, int 
     if constexpr (kSoftCap) x = Mul(Tanh(Mul(x, Set(1.0f / tile.soft_cap))), Set(tile.soft_cap));
     if constexpr (kAlibi) {
       alignas(64) static constexpr float kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-      const float distance = static_cast<float>(groups[i]->position - tile.query_position[token]);
+      const float distance = static_cast<float>(groups[i].group->position - tile.query_position[token]);
       x = Fma(Add(Set(distance), Load(kLane)), Set(tile.alibi_slopes[row % tile.group]), x);
     }
-    const Span span = Visible(*groups[i], begin, end);
-    if (span.lo > 0 || span.hi < 16) x = KeepLanes(x, span.lo, span.hi, kMinusInfinity);
+    if (!groups[i].whole) {
+      const Span span = Visible(*groups[i].group, begin, end);
+      x = KeepLanes(x, span.lo, span.hi, kMinusInfinity);
+    }
     Store(scores + 16 * i, x);
     max = Max(max, x);
   }
@@ -110,10 +124,9 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
   const int first_token = first_row / tile.group;
   const int last_token = (first_row + rows - 1) / tile.group;
 
-  const Group* seen[kChunkGroups];  // by at least one row
+  SeenGroup seen[kChunkGroups];
   KeyGroups keys;
   const char* next_keys[kChunkGroups];
-  bool whole[kChunkGroups];  // by every row, all 16 tokens
   int num_seen = 0;
   for (int i = 0; i < num_groups; ++i) {
     bool any = false;
@@ -124,12 +137,11 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
       all &= span.lo == 0 && span.hi == 16;
     }
     if (!any) continue;
-    seen[num_seen] = &chunk[i];
+    seen[num_seen] = {&chunk[i], all};
     keys.k[num_seen] = chunk[i].k;
-    keys.next_v[num_seen] = chunk[i].v;
+    keys.next[num_seen] = chunk[i].next;
     keys.valid[num_seen] = chunk[i].valid;
     next_keys[num_seen] = next[i];
-    whole[num_seen] = all;
     ++num_seen;
   }
   if (num_seen == 0) return true;
@@ -149,9 +161,9 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
   ValueGroups groups;
   groups.count = 0;
   for (int i = 0; i < num_seen; ++i) {
-    if (!whole[i]) continue;
-    groups.v[groups.count] = seen[i]->v;
-    groups.next_k[groups.count] = next_keys[i];
+    if (!seen[i].whole) continue;
+    groups.v[groups.count] = seen[i].group->v;
+    groups.next[groups.count] = next_keys[i];
     groups.p[groups.count] = call.scores + 16 * i;
     ++groups.count;
   }
@@ -159,11 +171,11 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
   call.sum[size](groups, call.layout, rows, decay, acc);
 
   for (int i = 0; i < num_seen; ++i) {
-    if (whole[i]) continue;
+    if (seen[i].whole) continue;
     for (int r = 0; r < rows; ++r) {
       const int token = (first_row + r) / tile.group;
-      const Span span = Visible(*seen[i], tile.kv_begin[token], tile.kv_end[token]);
-      call.edge(seen[i]->v, call.layout, call.scores + r * kScoreStride + 16 * i, span.lo, span.hi,
+      const Span span = Visible(*seen[i].group, tile.kv_begin[token], tile.kv_end[token]);
+      call.edge(seen[i].group->v, call.layout, call.scores + r * kScoreStride + 16 * i, span.lo, span.hi,
                 acc + static_cast<size_t>(r) * call.vecs * 16);
     }
   }
@@ -184,10 +196,15 @@ void TransposeKeys(const Group& group, DType dtype, int64_t token_bytes, int hea
   }
 }
 
-// All rows over one chunk, while the K of the next one (num_next may be 0) is fetched. False: a logit is +inf.
+// All rows over one chunk, while the K of what comes next is fetched: next[0, num_next) are its groups, at least those
+// that its runs begin with. False: a logit is +inf.
 bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* next, int num_next) {
   const char* next_keys[kChunkGroups];
-  for (int i = 0; i < num_groups; ++i) next_keys[i] = num_next > 0 ? next[AtMost(num_next - 1, i)].k : chunk[i].k;
+  for (int i = 0; i < num_groups; ++i) {
+    // V of a packed run ends in the fetch of the next K run's begin, of which every group takes its part.
+    next_keys[i] = call.packed ? next[AtMost(num_next - 1, chunk[i].run)].k + chunk[i].step * call.layout.ahead.vec
+                               : next[AtMost(num_next - 1, i)].k;
+  }
   if (call.keys != nullptr) {
     const PageGeometry& geometry = call.args->geometry;
     for (int i = 0; i < num_groups; ++i) {
@@ -210,21 +227,33 @@ void PackQueries(const Call& call, KeyOrder order) {
     const int count = AtMost(kRowBlock, call.rows - first);
     const int block = 1 << BlockSizeIndex(count);
     float* q = call.q + static_cast<size_t>(first) * call.q_floats;
-    for (int r = 0; r < block; ++r) {
+    const char* row[kRowBlock];
+    for (int r = 0; r < count; ++r) {
       const int token = (first + r) / tile.group;
       const int head = (first + r) % tile.group;
-      const char* row =
-          static_cast<const char*>(tile.q) + (token * tile.token_stride + head * tile.head_stride) * element;
-      for (int dim = 0; dim < tile.head_size; dim += 16) {
-        const Vec x = r < count ? LoadRow(row, tile.dtype, dim, tile.head_size) : Zero();
-        if (order == KeyOrder::kTokenMajor) {
-          Store(q + dim * block + 16 * r, x);
-          continue;
+      row[r] = static_cast<const char*>(tile.q) + (token * tile.token_stride + head * tile.head_stride) * element;
+    }
+    if (order == KeyOrder::kPairMajor) {
+      for (int pair = 0; pair < tile.head_size / 2; ++pair) {
+        for (int r = 0; r < block; ++r, ++q) {
+          *q = 0.0f;
+          if (r < count) __builtin_memcpy(q, row[r] + 4 * pair, 4);
         }
-        float lanes[16];
-        Store(lanes, x);
-        const int dims = AtMost(16, tile.head_size - dim);
-        for (int d = 0; d < dims; ++d) q[(dim + d) * block + r] = lanes[d];
+      }
+      continue;
+    }
+    for (int dim = 0; dim < tile.head_size; dim += 16) {
+      Vec x[16];
+      for (int r = 0; r < 16; ++r) x[r] = r < count ? LoadRow(row[r], tile.dtype, dim, tile.head_size) : Zero();
+      if (order == KeyOrder::kTokenMajor) {
+        for (int r = 0; r < block; ++r) Store(q + dim * block + 16 * r, x[r]);
+      } else if (block == 1) {
+        Store(q + dim, x[0]);
+      } else {
+        Transpose16(x);
+        // Of each vector `block` floats are meant; the next store covers the others, after the last one they are what
+        // is written later: the next block or the scores.
+        for (int d = 0; d < AtMost(16, tile.head_size - dim); ++d) Store(q + (dim + d) * block, x[d]);
       }
     }
   }
@@ -246,34 +275,43 @@ void SetScoreTokens(Call& call) {
   if constexpr (kRowBlock > 4) call.score[3] = ScoreTokens<kElements, 8>;
 }
 
-template <Elements kElements>
+template <Elements kElements, PageFormat kFormat>
 void SetSum(Call& call) {
-  call.sum[0] = SumRows<kElements, 1>;
-  call.sum[1] = SumRows<kElements, 2>;
-  if constexpr (kRowBlock > 2) call.sum[2] = SumRows<kElements, 4>;
-  if constexpr (kRowBlock > 4) call.sum[3] = SumRows<kElements, 8>;
+  call.sum[0] = SumRows<kElements, kFormat, 1>;
+  call.sum[1] = SumRows<kElements, kFormat, 2>;
+  if constexpr (kRowBlock > 2) call.sum[2] = SumRows<kElements, kFormat, 4>;
+  if constexpr (kRowBlock > 4) call.sum[3] = SumRows<kElements, kFormat, 8>;
   call.edge = SumEdge<kElements>;
 }
 
+template <Elements kElements>
+void SetStrided(Call& call, KeyOrder order) {
+  // Whatever K was, it is float32 once transposed.
+  order == KeyOrder::kDimMajor ? SetScore<Elements::kF32>(call) : SetScoreTokens<kElements>(call);
+  SetSum<kElements, PageFormat::kStrided>(call);
+}
+
+template <Elements kElements>
+void SetPacked(Call& call) {
+  SetScore<kElements>(call);
+  SetSum<kElements, PageFormat::kPackedV1>(call);
+}
+
 void SelectFunctions(Call& call, KeyOrder order) {
-  const PageGeometry& geometry = call.args->geometry;
-  const bool packed = geometry.format == PageFormat::kPackedV1;
-  const bool transposed = !packed && order == KeyOrder::kDimMajor;
-  switch (geometry.dtype) {
+  switch (call.args->geometry.dtype) {
     case DType::kFloat32:
-      order == KeyOrder::kDimMajor ? SetScore<Elements::kF32>(call) : SetScoreTokens<Elements::kF32>(call);
-      SetSum<Elements::kF32>(call);
+      call.packed ? SetPacked<Elements::kF32>(call) : SetStrided<Elements::kF32>(call, order);
       break;
     case DType::kFloat16:
-      packed ? SetScore<Elements::kF16>(call) : SetScoreTokens<Elements::kF16>(call);
-      SetSum<Elements::kF16>(call);
+      call.packed ? SetPacked<Elements::kF16>(call) : SetStrided<Elements::kF16>(call, order);
       break;
     case DType::kBFloat16:
-      packed ? SetScore<Elements::kBF16Pairs>(call) : SetScoreTokens<Elements::kBF16>(call);
-      packed ? SetSum<Elements::kBF16Pairs>(call) : SetSum<Elements::kBF16>(call);
+      call.packed ? SetPacked<Elements::kBF16Pairs>(call) : SetStrided<Elements::kBF16>(call, order);
+      if constexpr (kHasPairDot) {
+        if (order == KeyOrder::kPairMajor) SetScore<Elements::kBF16Dots>(call);
+      }
       break;
   }
-  if (transposed) SetScore<Elements::kF32>(call);  // whatever it was, it is float32 now
   const bool cap = call.tile->soft_cap > 0.0f;
   const bool alibi = call.tile->alibi_slopes != nullptr;
   call.softmax = cap ? (alibi ? SoftmaxRow<true, true> : SoftmaxRow<true, false>)
@@ -282,7 +320,7 @@ void SelectFunctions(Call& call, KeyOrder order) {
 
 // The part of the address arithmetic that is the same for all pages, in bytes.
 struct Addressing {
-  int64_t k_head;  // of this KV head in a page
+  int64_t k_head;  // from one KV head of a page to the next
   int64_t v_head;
   int64_t k_group;  // from one 16-token group to the next
   int64_t v_group;
@@ -291,17 +329,22 @@ struct Addressing {
 Addressing SetLayout(Call& call) {
   const PageGeometry& g = call.args->geometry;
   const int64_t element = static_cast<int64_t>(BytesOf(g.dtype));
-  if (g.format == PageFormat::kPackedV1) {
-    call.layout = {{256 * element, 16 * element}, {16 * g.page_tokens * element, 16 * element}, call.vecs, 0};
-    const int64_t head = call.args->kv_head * static_cast<int64_t>(g.page_tokens) * call.vecs * 16 * element;
+  if (call.packed) {
+    const Strides value = {16 * g.page_tokens * element, 16 * element};
+    // As many bytes as a group of K has: what is left at the end of V is the begin of the next run. One row computes so
+    // little that the hardware's prefetchers keep up with it in long runs, where instructions only take their slots.
+    int ahead = AtMost(call.vecs, 16 * call.vecs / g.page_tokens);
+    if (ahead == 0) ahead = 1;
+    if (call.rows == 1 && g.page_tokens >= 64) ahead = 0;
+    call.layout = {{256 * element, 16 * element}, value, call.vecs, 0, ahead, value};
+    const int64_t head = g.page_tokens * call.vecs * 16 * element;
     return {head, head, 16 * call.vecs * 16 * element, 16 * 16 * element};
   }
-  call.layout = {{16 * element, g.k_token_stride * element},
-                 {16 * element, g.v_token_stride * element},
-                 g.head_size / 16,
-                 g.head_size % 16 != 0};
-  return {call.args->kv_head * g.k_head_stride * element, call.args->kv_head * g.v_head_stride * element,
-          16 * g.k_token_stride * element, 16 * g.v_token_stride * element};
+  const Strides key = {16 * element, g.k_token_stride * element};
+  call.layout = {key, {16 * element, g.v_token_stride * element}, g.head_size / 16, g.head_size % 16 != 0, call.vecs,
+                 key};
+  return {g.k_head_stride * element, g.v_head_stride * element, 16 * g.k_token_stride * element,
+          16 * g.v_token_stride * element};
 }
 
 // A walk over the groups that some row sees, in page order.
@@ -312,26 +355,64 @@ struct Cursor {
   int token;  // in the page, of the next group
 };
 
-// Fills `chunk` with up to kChunkGroups groups and returns their number; 0 at the end.
-int NextChunk(Cursor& cursor, Group* chunk) {
+// Takes the next groups of the cursor's page that some row sees, up to `limit`, and returns their number. Less than
+// that: the page is finished, and the cursor stands at the next one.
+int NextRun(Cursor& cursor, int run, int limit, Group* groups) {
   const QueryTile& tile = *cursor.call->tile;
   const AttendArgs& args = *cursor.call->args;
+  const KvPage& page = args.pages[cursor.page];
+  const char* k = reinterpret_cast<const char*>(args.k_base + page.k) + args.kv_head * cursor.address.k_head;
+  const char* v = reinterpret_cast<const char*>(args.v_base + page.v) + args.kv_head * cursor.address.v_head;
   int count = 0;
-  for (; cursor.page < args.num_pages; ++cursor.page, cursor.token = 0) {
-    const KvPage& page = args.pages[cursor.page];
-    const char* k = reinterpret_cast<const char*>(args.k_base + page.k) + cursor.address.k_head;
-    const char* v = reinterpret_cast<const char*>(args.v_base + page.v) + cursor.address.v_head;
-    for (; cursor.token < page.num_tokens; cursor.token += 16) {
-      if (count == kChunkGroups) return count;
-      const int index = cursor.token / 16;
-      Group group = {k + index * cursor.address.k_group, v + index * cursor.address.v_group,
-                     page.first_position + cursor.token, AtMost(16, page.num_tokens - cursor.token)};
-      bool seen = false;
-      for (int token = 0; token < tile.num_tokens && !seen; ++token) {
-        const Span span = Visible(group, tile.kv_begin[token], tile.kv_end[token]);
-        seen = span.lo < span.hi;
+  for (; cursor.token < page.num_tokens; cursor.token += 16) {
+    if (count == limit) return count;
+    const int index = cursor.token / 16;
+    Group group = {k + index * cursor.address.k_group,
+                   v + index * cursor.address.v_group,
+                   page.first_position + cursor.token,
+                   AtMost(16, page.num_tokens - cursor.token),
+                   nullptr,
+                   run,
+                   count};
+    bool seen = false;
+    for (int token = 0; token < tile.num_tokens && !seen; ++token) {
+      const Span span = Visible(group, tile.kv_begin[token], tile.kv_end[token]);
+      seen = span.lo < span.hi;
+    }
+    if (seen) groups[count++] = group;  // else not read at all: the page may be poisoned
+  }
+  ++cursor.page;
+  cursor.token = 0;
+  return count;
+}
+
+// Fills `chunk` with the runs that come next and returns the number of groups; 0 at the end. First all runs' first
+// groups, then their second ones, and so on: neighbours are read side by side.
+int NextChunk(Cursor& cursor, Group* chunk) {
+  Group runs[kMaxRuns][kRunGroups];
+  int lengths[kMaxRuns];
+  int num_runs = 0;
+  int left = cursor.call->max_groups;
+  while (num_runs < kMaxRuns && left > 0 && cursor.page < cursor.call->args->num_pages) {
+    const int length = NextRun(cursor, num_runs, AtMost(left, kRunGroups), runs[num_runs]);
+    if (length == 0) continue;
+    left -= length;
+    lengths[num_runs++] = length;
+  }
+  int count = 0;
+  for (int step = 0; step < kRunGroups; ++step) {
+    for (int run = 0; run < num_runs; ++run) {
+      if (step >= lengths[run]) continue;
+      const bool last = step + 1 == lengths[run];
+      Group& group = chunk[count++];
+      group = runs[run][step];
+      if (!cursor.call->packed) {
+        group.next = group.v;
+      } else if (last) {
+        group.next = runs[run][0].v;
+      } else {
+        group.next = cursor.call->layout.vecs_ahead > 0 ? runs[run][step + 1].k : group.k;
       }
-      if (seen) chunk[count++] = group;  // else not read at all: the page may be poisoned
     }
   }
   return count;
@@ -344,26 +425,42 @@ KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState stat
   call.state = state;
   call.rows = tile.num_tokens * tile.group;
   call.vecs = (tile.head_size + 15) / 16;
+  call.packed = args.geometry.format == PageFormat::kPackedV1;
+  const bool one_block = call.rows <= kRowBlock;
   // Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less than transposing
   // 16 tokens. Several blocks share a transposition, but would each widen and reduce.
-  const bool strided = args.geometry.format == PageFormat::kStrided;
-  const KeyOrder order = strided && call.rows <= kRowBlock ? KeyOrder::kTokenMajor : KeyOrder::kDimMajor;
+  const bool pairs =
+      kHasPairDot && call.packed && args.geometry.dtype == DType::kBFloat16 && tile.dtype == DType::kBFloat16;
+  const KeyOrder order = pairs                       ? KeyOrder::kPairMajor
+                         : !call.packed && one_block ? KeyOrder::kTokenMajor
+                                                     : KeyOrder::kDimMajor;
+  call.max_groups = one_block ? kChunkGroups : kSharedChunkGroups;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
   call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);
   call.q_floats = order == KeyOrder::kTokenMajor ? 16 * call.vecs : tile.head_size;
   call.scores = call.q + ScratchQueryFloats(tile.head_size);
-  call.keys = strided && order == KeyOrder::kDimMajor ? call.scores + ScratchScoreFloats() : nullptr;
+  call.keys = !call.packed && order == KeyOrder::kDimMajor ? call.scores + ScratchScoreFloats() : nullptr;
   SelectFunctions(call, order);
-  const Addressing address = SetLayout(call);
+  Cursor cursor = {&call, SetLayout(call), 0, 0};
   PackQueries(call, order);
 
-  Cursor cursor = {&call, address, 0, 0};
   Group chunks[2][kChunkGroups];
   int count = NextChunk(cursor, chunks[0]);
+  // What the caller reads after the last chunk; without a next head the first chunk once more, which costs nothing.
+  Group after[kChunkGroups];
+  const int num_after = count;
+  const int64_t to_next_head = args.next_kv_head < 0 ? 0 : (args.next_kv_head - args.kv_head) * cursor.address.k_head;
+  for (int i = 0; i < num_after; ++i) {
+    after[i] = chunks[0][i];
+    after[i].k += to_next_head;
+  }
   for (int i = 0; count > 0; ++i) {
     Group* next = chunks[(i + 1) % 2];
     const int num_next = NextChunk(cursor, next);
-    if (!AttendChunk(call, chunks[i % 2], count, next, num_next)) return KernelResult::kInfiniteLogit;
+    const bool last = num_next == 0;
+    if (!AttendChunk(call, chunks[i % 2], count, last ? after : next, last ? num_after : num_next)) {
+      return KernelResult::kInfiniteLogit;
+    }
     count = num_next;
   }
   return KernelResult::kOk;

@@ -5,8 +5,9 @@
 namespace hybridgen {
 namespace {
 
-// How elements lie in memory. kBF16Pairs: 16 pairs of bfloat16, see kPackedV1 in page_format.h.
-enum class Elements : uint8_t { kF32, kF16, kBF16, kBF16Pairs };
+// How elements lie in memory. kBF16Pairs: 16 pairs of bfloat16, see kPackedV1 in page_format.h; kBF16Dots: the same,
+// for PairDot.
+enum class Elements : uint8_t { kF32, kF16, kBF16, kBF16Pairs, kBF16Dots };
 
 // Part of a vector that exists: a head size that is an odd multiple of 8 ends in a half.
 enum class Extent : uint8_t { kFull, kHalf };

@@ -10,6 +10,7 @@ namespace hybridgen {
 extern const KernelSet kPortableKernels;
 extern const KernelSet kAvx2Kernels;
 extern const KernelSet kAvx512Kernels;
+extern const KernelSet kAvx512Bf16Kernels;
 
 }  // namespace hybridgen
 

@@ -23,40 +23,62 @@ struct Strides {
 };
 
 // K and V as the inner loops see them, the same for every group of a call.
-//   K  strided: dims [16 j, 16 j + 16) of token t at k + j * key.vec + t * key.token. Packed pages, and strided ones
-//   that
-//      were transposed, are read in order: [head_size][16 tokens] elements, pairs [head_size / 2][16][2].
+//   K  packed, or strided and transposed: read in order, [head_size][16 tokens] elements, pairs [head_size / 2][16][2].
+//      Strided: dims [16 j, 16 j + 16) of token t at k + j * key.vec + t * key.token.
 //   V  dims [16 j, 16 j + 16) of token t at v + j * value.vec + t * value.token; pairs: of tokens t and t + 1, t even.
 struct Layout {
-  Strides key;  // of K as it lies in memory, for fetching ahead too
+  Strides key;
   Strides value;
   int full_vecs;  // vectors of 16 dims in V, and in K by strides
   int half_vecs;  // 0 or 1: vectors of 8 dims behind them
+  // While V's vector j is summed, vector j + vecs_ahead is fetched; behind the last one follows K of the next chunk, by
+  // the strides `ahead`. 0: nothing of a run is fetched by instruction.
+  int vecs_ahead;
+  Strides ahead;
 };
 
-// Groups that some row of a block sees.
+// Groups that some row of a block sees. Neighbours in the list belong to different runs where there are several.
 struct KeyGroups {
   int count;
   const char* k[kChunkGroups];
-  const char* next_v[kChunkGroups];  // V that is read after this K
-  int valid[kChunkGroups];           // tokens that exist, 1 to 16
+  const char* next[kChunkGroups];  // read after this K: the run's next K, or its V
+  int valid[kChunkGroups];         // tokens that exist, 1 to 16
 };
 
-// scores[row * kScoreStride + 16 * i + t] = q[row] . K[token t of group i]. q is [head_size][kRows]. Writes up to
-// kChunkGroups groups, the number rounded up.
+constexpr int kLineBytes = 64;
+
+// Vectors that a cache line is loaded as: what one step of a packed loop reads. For PairDot a vector holds pairs.
+template <Elements kElements>
+constexpr int kVecsPerLine = kElements == Elements::kF32 || kElements == Elements::kBF16Dots ? 1 : 2;
+template <Elements kElements>
+constexpr int kElementsPerLine = kElements == Elements::kF32 ? 16 : 32;
+
+template <Elements kElements>
+HG_INLINE void LoadLine(const char* p, Vec (&x)[kVecsPerLine<kElements>]) {
+  if constexpr (kElements == Elements::kBF16Pairs) {
+    LoadBF16Pairs(p, x[0], x[1]);
+  } else if constexpr (kElements == Elements::kBF16Dots) {
+    x[0] = Load(reinterpret_cast<const float*>(p));
+  } else {
+    HG_UNROLL
+    for (int i = 0; i < kVecsPerLine<kElements>; ++i) x[i] = LoadElements<kElements>(p + 32 * i);
+  }
+}
+
+// scores[row * kScoreStride + 16 * i + t] = q[row] . K[token t of group i]. q is [head_size][kRows], for PairDot pairs
+// [head_size / 2][kRows][2] of bfloat16. Writes up to kChunkGroups groups, the number rounded up.
 template <Elements kElements, int kRows>
-void ScoreRows(const KeyGroups& groups, const Layout& layout, int head_size, const float* q, float* scores) {
+void ScoreRows(const KeyGroups& groups, const Layout&, int head_size, const float* q, float* scores) {
   constexpr int kGroups = AtMost(4, kAccumulatorVecs / kRows);
   static_assert(kChunkGroups % kGroups == 0, "a short last block writes whole blocks of groups");
-  constexpr int kStep = kElements == Elements::kBF16Pairs ? 2 : 1;
-  constexpr int kStepBytes = kElements == Elements::kF16 ? 32 : 64;
+  constexpr int kStep = kVecsPerLine<kElements>;
   for (int first = 0; first < groups.count; first += kGroups) {
     const char* p[kGroups];
     const char* next[kGroups];
     HG_UNROLL
     for (int i = 0; i < kGroups; ++i) {
       p[i] = groups.k[AtMost(groups.count - 1, first + i)];
-      next[i] = groups.next_v[AtMost(groups.count - 1, first + i)];
+      next[i] = groups.next[AtMost(groups.count - 1, first + i)];
     }
     Vec acc[kGroups][kRows];
     HG_UNROLL
@@ -64,33 +86,26 @@ void ScoreRows(const KeyGroups& groups, const Layout& layout, int head_size, con
       HG_UNROLL
       for (int r = 0; r < kRows; ++r) acc[i][r] = Zero();
     }
-    size_t offset = 0;
     const float* qd = q;
-    for (int vec = 0; vec < head_size; vec += 16) {
-      int64_t next_offset = vec / 16 * layout.value.vec;
-      for (int d = 0; d < AtMost(16, head_size - vec); d += kStep) {
-        Vec x[kGroups][kStep];
+    const size_t bytes = static_cast<size_t>(head_size) * 16 / kElementsPerLine<kElements> * kLineBytes;
+    for (size_t offset = 0; offset < bytes; offset += kLineBytes, qd += kStep * kRows) {
+      Vec x[kGroups][kStep];
+      HG_UNROLL
+      for (int i = 0; i < kGroups; ++i) {
+        Prefetch(next[i] + offset);
+        LoadLine<kElements>(p[i] + offset, x[i]);
+      }
+      HG_UNROLL
+      for (int s = 0; s < kStep; ++s) {
         HG_UNROLL
-        for (int i = 0; i < kGroups; ++i) {
-          Prefetch(next[i] + next_offset);
-          if constexpr (kElements == Elements::kBF16Pairs) {
-            LoadBF16Pairs(p[i] + offset, x[i][0], x[i][1]);
-          } else {
-            x[i][0] = LoadElements<kElements>(p[i] + offset);
-          }
-        }
-        HG_UNROLL
-        for (int s = 0; s < kStep; ++s) {
+        for (int r = 0; r < kRows; ++r) {
+          const Vec qr = Set(qd[s * kRows + r]);
           HG_UNROLL
-          for (int r = 0; r < kRows; ++r) {
-            const Vec qr = Set(qd[s * kRows + r]);
-            HG_UNROLL
-            for (int i = 0; i < kGroups; ++i) acc[i][r] = Fma(x[i][s], qr, acc[i][r]);
+          for (int i = 0; i < kGroups; ++i) {
+            acc[i][r] =
+                kElements == Elements::kBF16Dots ? PairDot(x[i][s], qr, acc[i][r]) : Fma(x[i][s], qr, acc[i][r]);
           }
         }
-        qd += kStep * kRows;
-        offset += kStepBytes;
-        next_offset += kStep * layout.value.token;
       }
     }
     HG_UNROLL
@@ -106,23 +121,29 @@ void ScoreRows(const KeyGroups& groups, const Layout& layout, int head_size, con
 template <Elements kElements, int kRows>
 void ScoreTokens(const KeyGroups& groups, const Layout& layout, int, const float* q, float* scores) {
   constexpr int kTokens = kAccumulatorVecs / kRows;
-  static_assert(kTokens * kRows == kAccumulatorVecs && 16 % kTokens == 0, "all sums are reduced at once");
-  for (int i = 0; i < groups.count; ++i) {
-    for (int first = 0; first < 16; first += kTokens) {
+  constexpr int kStreams = AtMost(4, kTokens);  // groups side by side
+  constexpr int kSteps = kTokens / kStreams;    // tokens of each
+  static_assert(kTokens * kRows == kAccumulatorVecs && 16 % kSteps == 0, "all sums are reduced at once");
+  for (int group = 0; group < groups.count; group += kStreams) {
+    for (int first = 0; first < 16; first += kSteps) {
       const char* k[kTokens];
       const char* next[kTokens];
       HG_UNROLL
       for (int t = 0; t < kTokens; ++t) {
-        k[t] = groups.k[i] + AtMost(groups.valid[i] - 1, first + t) * layout.key.token;
-        next[t] = groups.next_v[i] + (first + t) * layout.value.token;
+        const int i = AtMost(groups.count - 1, group + t / kSteps);
+        const int token = first + t % kSteps;
+        k[t] = groups.k[i] + AtMost(groups.valid[i] - 1, token) * layout.key.token;
+        next[t] = groups.next[i] + token * layout.value.token;
       }
       Vec acc[kRows * kTokens];
       HG_UNROLL
       for (int a = 0; a < kRows * kTokens; ++a) acc[a] = Zero();
       const float* qj = q;
       for (int j = 0; j < layout.full_vecs; ++j, qj += 16 * kRows) {
-        HG_UNROLL
-        for (int t = 0; t < kTokens; ++t) Prefetch(next[t] + j * layout.value.vec);
+        if (j % kVecsPerLine<kElements> == 0) {
+          HG_UNROLL
+          for (int t = 0; t < kTokens; ++t) Prefetch(next[t] + j * layout.value.vec);
+        }
         HG_UNROLL
         for (int t = 0; t < kTokens; ++t) {
           const Vec x = LoadElements<kElements>(k[t] + j * layout.key.vec);
@@ -142,55 +163,97 @@ void ScoreTokens(const KeyGroups& groups, const Layout& layout, int, const float
       StoreSums(sums, acc);
       HG_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        __builtin_memcpy(scores + r * kScoreStride + 16 * i + first, sums + r * kTokens, kTokens * sizeof(float));
+        HG_UNROLL
+        for (int c = 0; c < kStreams; ++c) {
+          __builtin_memcpy(scores + r * kScoreStride + 16 * (group + c) + first, sums + r * kTokens + c * kSteps,
+                           kSteps * sizeof(float));
+        }
       }
     }
   }
 }
 
-// Groups that every row of a block sees in full.
+// Groups that every row of a block sees in full, in the order of KeyGroups.
 struct ValueGroups {
   int count;
   const char* v[kChunkGroups];
-  const char* next_k[kChunkGroups];  // K that is read after this V
-  const float* p[kChunkGroups];      // weights of row 0; those of row r lie kScoreStride floats further each
+  const char* next[kChunkGroups];  // K that is read after this V
+  const float* p[kChunkGroups];    // weights of row 0; those of row r lie kScoreStride floats further each
 };
 
-template <Elements kElements, Extent kExtent, int kRows, int kVecs>
-void SumBlock(const ValueGroups& groups, const Layout& layout, int j, int rows, const float* decay, float* acc) {
-  Vec sum[kVecs][kRows];
+// Vectors [j, j + kVecs) of kStreams groups, token by token in turn: sum[c % kSets] takes those of group first + c.
+template <Elements kElements, PageFormat kFormat, Extent kExtent, int kRows, int kVecs, int kStreams, int kSets>
+HG_INLINE void AddGroups(const ValueGroups& groups, int first, const Layout& layout, int j,
+                         Vec (&sum)[kSets][kVecs][kRows]) {
+  constexpr bool kPacked = kFormat == PageFormat::kPackedV1;
+  constexpr int kStep = kPacked ? kVecsPerLine<kElements> : 1;  // tokens
+  static_assert(!kPacked || kVecs == 1, "a packed line is several tokens of one vector");
+  const int beyond = j + layout.vecs_ahead - layout.full_vecs - layout.half_vecs;
+  const int64_t step = kPacked ? kLineBytes : layout.value.token;
+  const int64_t next_step = kPacked ? kLineBytes : layout.ahead.token;
+  const char* v[kStreams];
+  const char* next[kStreams];
+  const float* p[kStreams];
   HG_UNROLL
-  for (int i = 0; i < kVecs; ++i) {
-    HG_UNROLL
-    for (int r = 0; r < kRows; ++r) sum[i][r] = Zero();
+  for (int c = 0; c < kStreams; ++c) {
+    v[c] = groups.v[first + c] + j * layout.value.vec;
+    next[c] =
+        beyond < 0 ? v[c] + layout.vecs_ahead * layout.value.vec : groups.next[first + c] + beyond * layout.ahead.vec;
+    p[c] = groups.p[first + c];
   }
-  constexpr int kStep = kElements == Elements::kBF16Pairs ? 2 : 1;
-  for (int g = 0; g < groups.count; ++g) {
-    const char* v = groups.v[g] + j * layout.value.vec;
-    const char* next = groups.next_k[g] + j * layout.key.vec;
-    const float* p = groups.p[g];
-    for (int t = 0; t < 16; t += kStep) {
-      Vec x[kVecs][kStep];
-      HG_UNROLL
-      for (int i = 0; i < kVecs; ++i) {
-        Prefetch(next + i * layout.key.vec);
-        if constexpr (kElements == Elements::kBF16Pairs) {
-          LoadBF16Pairs(v + i * layout.value.vec, x[i][0], x[i][1]);
-        } else {
-          x[i][0] = LoadElements<kElements, kExtent>(v + i * layout.value.vec);
+  int64_t offset = 0;
+  int64_t next_offset = 0;
+  for (int t = 0; t < 16; t += kStep) {
+    HG_UNROLL
+    for (int c = 0; c < kStreams; ++c) {
+      Vec x[kVecs * kStep];
+      if constexpr (kPacked) {
+        Prefetch(next[c] + next_offset);
+        LoadLine<kElements>(v[c] + offset, x);
+      } else {
+        HG_UNROLL
+        for (int i = 0; i < kVecs; ++i) {
+          if (i % kVecsPerLine<kElements> == 0) Prefetch(next[c] + next_offset + i * layout.ahead.vec);
+          x[i] = LoadElements<kElements, kExtent>(v[c] + offset + i * layout.value.vec);
         }
       }
       HG_UNROLL
       for (int s = 0; s < kStep; ++s) {
         HG_UNROLL
         for (int r = 0; r < kRows; ++r) {
-          const Vec pr = Set(p[r * kScoreStride + t + s]);
+          const Vec pr = Set(p[c][r * kScoreStride + t + s]);
           HG_UNROLL
-          for (int i = 0; i < kVecs; ++i) sum[i][r] = Fma(x[i][s], pr, sum[i][r]);
+          for (int i = 0; i < kVecs; ++i) {
+            Vec& total = sum[c % kSets][i][r];
+            total = Fma(x[kPacked ? s : i], pr, total);
+          }
         }
       }
-      v += kStep * layout.value.token;
-      next += kStep * layout.key.token;
+    }
+    offset += step;
+    next_offset += next_step;
+  }
+}
+
+template <Elements kElements, PageFormat kFormat, Extent kExtent, int kRows, int kVecs, int kStreams>
+void SumBlock(const ValueGroups& groups, const Layout& layout, int j, int rows, const float* decay, float* acc) {
+  constexpr int kSets = AtMost(kStreams, kAccumulatorVecs / (kRows * kVecs));
+  Vec sum[kSets][kVecs][kRows];
+  HG_UNROLL
+  for (int set = 0; set < kSets; ++set) {
+    HG_UNROLL
+    for (int i = 0; i < kVecs; ++i) {
+      HG_UNROLL
+      for (int r = 0; r < kRows; ++r) sum[set][i][r] = Zero();
+    }
+  }
+  int first = 0;
+  for (; first + kStreams <= groups.count; first += kStreams) {
+    AddGroups<kElements, kFormat, kExtent, kRows, kVecs, kStreams>(groups, first, layout, j, sum);
+  }
+  if constexpr (kStreams > 1) {
+    for (; first < groups.count; ++first) {
+      AddGroups<kElements, kFormat, kExtent, kRows, kVecs, 1>(groups, first, layout, j, sum);
     }
   }
   const int vecs = layout.full_vecs + layout.half_vecs;
@@ -199,26 +262,37 @@ void SumBlock(const ValueGroups& groups, const Layout& layout, int j, int rows, 
     if (r >= rows) break;
     float* a = acc + (static_cast<size_t>(r) * vecs + j) * 16;
     HG_UNROLL
-    for (int i = 0; i < kVecs; ++i) Store(a + 16 * i, Fma(Load(a + 16 * i), Set(decay[r]), sum[i][r]));
+    for (int i = 0; i < kVecs; ++i) {
+      Vec total = sum[0][i][r];
+      HG_UNROLL
+      for (int set = 1; set < kSets; ++set) total = Add(total, sum[set][i][r]);
+      Store(a + 16 * i, Fma(Load(a + 16 * i), Set(decay[r]), total));
+    }
   }
 }
 
-template <Elements kElements, int kRows, int kVecs>
+template <Elements kElements, PageFormat kFormat, int kRows, int kVecs, int kStreams>
 void SumColumns(const ValueGroups& groups, const Layout& layout, int j, int rows, const float* decay, float* acc) {
   for (; j + kVecs <= layout.full_vecs; j += kVecs) {
-    SumBlock<kElements, Extent::kFull, kRows, kVecs>(groups, layout, j, rows, decay, acc);
+    SumBlock<kElements, kFormat, Extent::kFull, kRows, kVecs, kStreams>(groups, layout, j, rows, decay, acc);
   }
   if constexpr (kVecs > 1) {
-    SumColumns<kElements, kRows, kVecs / 2>(groups, layout, j, rows, decay, acc);
-  } else if constexpr (kElements != Elements::kBF16Pairs) {
-    if (layout.half_vecs > 0) SumBlock<kElements, Extent::kHalf, kRows, 1>(groups, layout, j, rows, decay, acc);
+    SumColumns<kElements, kFormat, kRows, kVecs / 2, kStreams>(groups, layout, j, rows, decay, acc);
+  } else if constexpr (kFormat == PageFormat::kStrided) {
+    if (layout.half_vecs > 0) {
+      SumBlock<kElements, kFormat, Extent::kHalf, kRows, 1, kStreams>(groups, layout, j, rows, decay, acc);
+    }
   }
 }
 
 // acc[row] = acc[row] * decay[row] + sum over the groups' tokens of p[row][token] * V[token], for `rows` <= kRows rows.
-template <Elements kElements, int kRows>
+// Packed V is one run per page in the order (vector, token), strided V one row per token: so as memory has it, packed V
+// is read one vector at a time from several pages in turn, strided V whole rows at a time.
+template <Elements kElements, PageFormat kFormat, int kRows>
 void SumRows(const ValueGroups& groups, const Layout& layout, int rows, const float* decay, float* acc) {
-  SumColumns<kElements, kRows, AtMost(8, kAccumulatorVecs / kRows)>(groups, layout, 0, rows, decay, acc);
+  constexpr bool kPacked = kFormat == PageFormat::kPackedV1;
+  constexpr int kVecs = kPacked ? 1 : AtMost(8, kAccumulatorVecs / kRows);
+  SumColumns<kElements, kFormat, kRows, kVecs, 4>(groups, layout, 0, rows, decay, acc);
 }
 
 template <Elements kElements, Extent kExtent>

@@ -16,7 +16,8 @@ struct Vec {
   __m256 b;  // lanes 8-15
 };
 
-constexpr int kRowBlock = 4;         // most query rows that share a load
+constexpr int kRowBlock = 4;  // most query rows that share a load
+constexpr bool kHasPairDot = false;
 constexpr int kAccumulatorVecs = 4;  // eight of the 16 registers; the rest hold K or V and broadcasts
 
 HG_INLINE Vec Zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -31,6 +32,7 @@ HG_INLINE Vec Sub(Vec x, Vec y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps
 HG_INLINE Vec Mul(Vec x, Vec y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 HG_INLINE Vec Div(Vec x, Vec y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 HG_INLINE Vec Fma(Vec x, Vec y, Vec z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+HG_INLINE Vec PairDot(Vec, Vec, Vec z) { return z; }
 HG_INLINE Vec Max(Vec x, Vec y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 
 HG_INLINE Vec Round(Vec x) {

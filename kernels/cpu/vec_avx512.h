@@ -15,6 +15,11 @@ using Vec = __m512;
 
 constexpr int kRowBlock = 8;          // most query rows that share a load
 constexpr int kAccumulatorVecs = 16;  // of the 32 registers; the rest hold K or V, broadcasts and masks
+#ifdef __AVX512BF16__
+constexpr bool kHasPairDot = true;
+#else
+constexpr bool kHasPairDot = false;
+#endif
 
 HG_INLINE Vec Zero() { return _mm512_setzero_ps(); }
 HG_INLINE Vec Set(float x) { return _mm512_set1_ps(x); }
@@ -25,6 +30,13 @@ HG_INLINE Vec Sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 HG_INLINE Vec Mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 HG_INLINE Vec Div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 HG_INLINE Vec Fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+HG_INLINE Vec PairDot(Vec a, Vec b, Vec c) {
+#ifdef __AVX512BF16__
+  return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+#else
+  return c;
+#endif
+}
 HG_INLINE Vec Max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 
 HG_INLINE Vec Round(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
@@ -64,7 +76,8 @@ HG_INLINE Vec LoadHalfBF16(const void* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_zextsi128_si256(bits)), 16));
 }
 HG_INLINE void LoadBF16Pairs(const void* p, Vec& even, Vec& odd) {
-  const __m512i pairs = _mm512_loadu_si512(p);
+  __m512i pairs = _mm512_loadu_si512(p);
+  asm("" : "+v"(pairs));  // loaded once: the compiler would fold the load into both instructions, and loads are scarcer
   even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
   odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
 }

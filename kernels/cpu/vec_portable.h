@@ -18,6 +18,7 @@ struct Vec {
 };
 
 constexpr int kRowBlock = 2;         // most query rows that share a load
+constexpr bool kHasPairDot = false;  // whether PairDot computes anything
 constexpr int kAccumulatorVecs = 2;  // eight of the 16 registers of baseline x86-64
 
 template <typename F>
@@ -52,6 +53,9 @@ HG_INLINE Vec Div(const Vec& a, const Vec& b) {
 HG_INLINE Vec Fma(const Vec& a, const Vec& b, const Vec& c) {
   return PerQuad([&](int i) __attribute__((always_inline)) { return a.q[i] * b.q[i] + c.q[i]; });
 }
+// c plus the products of the pairs of bfloat16 that the lanes of a and b hold. Products are exact, sums are rounded as
+// float32 once per element; bfloat16 that are subnormal count as 0.
+HG_INLINE Vec PairDot(const Vec&, const Vec&, const Vec& c) { return c; }
 // b where either is NaN.
 HG_INLINE Vec Max(const Vec& a, const Vec& b) {
   return PerQuad([&](int i) __attribute__((always_inline)) { return a.q[i] > b.q[i] ? a.q[i] : b.q[i]; });

@@ -83,7 +83,7 @@ TEST(CreateTest, Enums) {
   ExpectFieldRefused(&hg_config::device_kind, {-1, 3, kMax, kMin}, "device_kind", "cpu");
   ExpectFieldRefused(&hg_config::binding, {-1, 2, kMax, kMin}, "binding", "identity");
   ExpectFieldRefused(&hg_config::executor, {-1, 3, kMax, kMin}, "executor", "openmp");
-  ExpectFieldRefused(&hg_config::isa, {-2, 3, kMax, kMin}, "isa", "avx512");
+  ExpectFieldRefused(&hg_config::isa, {-2, 4, kMax, kMin}, "isa", "avx512");
   ExpectFieldRefused(&hg_config::dtype, {-1, 3, kMax, kMin}, "dtype", "bfloat16");
   ExpectFieldRefused(&hg_config::placement, {-1, 4, kMax, kMin}, "placement", "proportional");
 }

@@ -22,13 +22,13 @@ double LogitError(const OracleInput& in, double magnitude, double alibi) {
 
 // Relative error of one weight exp(logit - max) against its share of the sum, beyond the logit's own error:
 //   the subtraction rounds once (its result is at most twice the spread), exp is within 2 roundings;
-//   a sum over a chunk takes at most 128 roundings on its longest path;
-//   every further chunk rescales what came before: decay (exp of a rounded difference), product, addition;
-//   a partial's merge does the same once more, and divides.
+//   a sum over a chunk of up to 512 tokens takes at most as many roundings on its longest path;
+//   every further chunk (of 128 tokens or more) rescales what came before: decay (exp of a rounded difference),
+//   product, addition; a partial's merge does the same once more, and divides.
 double WeightError(const OracleRow& row, int num_partials) {
   const double rescale = 6 + 2 * row.logit_spread;
   const double chunks = std::ceil(row.num_seen / 128.0);
-  return kUnit * (2 * row.logit_spread + 2 + std::min(row.num_seen, 128) + (chunks + num_partials) * rescale);
+  return kUnit * (2 * row.logit_spread + 2 + std::min(row.num_seen, 512) + (chunks + num_partials) * rescale);
 }
 
 double OutputUnit(DType dtype) {
