@@ -48,6 +48,18 @@ int UsableCpus() {
 
 }  // namespace
 
+const char* DeviceKindName(DeviceKind kind) {
+  switch (kind) {
+    case DeviceKind::kCpu:
+      return "cpu";
+    case DeviceKind::kEmulated:
+      return "emulated";
+    case DeviceKind::kCuda:
+      return "cuda";
+  }
+  return "unknown";
+}
+
 absl::Status Validate(const BackendOptions& o) {
   constexpr int kMaxThreads = 4096;
   for (const absl::Status& status : {
@@ -98,8 +110,8 @@ absl::Status Validate(const BackendOptions& o) {
                                                    "; accepted: more than 0 seconds"));
   }
   if (o.device_kind == DeviceKind::kCuda && o.streaming_share != 0) {
-    return absl::UnimplementedError(absl::StrCat("create backend: streaming_share is ", o.streaming_share,
-                                                 "; accepted with device_kind cuda: 0"));
+    return absl::UnimplementedError(
+        absl::StrCat("create backend: streaming_share is ", o.streaming_share, "; accepted with device_kind cuda: 0"));
   }
   if (o.binding == Binding::kTiered && o.dram_bytes == 0 && o.cxl_bytes == 0) {
     return absl::InvalidArgumentError(

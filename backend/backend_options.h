@@ -19,6 +19,7 @@ namespace hybridgen {
 
 // Who does the device tier's work. Values are part of the C ABI.
 enum class DeviceKind : uint8_t { kCpu = 0, kEmulated = 1, kCuda = 2 };
+const char* DeviceKindName(DeviceKind kind);
 enum class Binding : uint8_t { kIdentity = 0, kTiered = 1 };
 enum class ExecutorKind : uint8_t { kAuto = 0, kOpenMp = 1, kPool = 2 };
 // The policies of memory/placement.h, or the choice among them.

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "backend/step_plan.h"
 #include "kernels/dtype.h"
 #include "kernels/page_format.h"
@@ -22,6 +23,9 @@ struct LayerParams {
   std::vector<float> alibi_slopes;  // [num_query_heads] or empty
   std::vector<float> sinks;         // [num_query_heads] or empty
 };
+
+// InvalidArgument naming field, value and accepted values.
+absl::Status CheckLayer(const LayerParams& params, int num_kv_heads);
 
 // Where a layer's pages lie.
 struct LayerPages {

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cmath>
-#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "backend/attention_worker.h"
@@ -26,24 +24,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
 // Bytes of KV that one step may publish or recall: about one step's worth of a prefill chunk.
 constexpr int64_t kCopyBytesPerStep = 64 << 20;
-// Largest stride with which addresses of a tensor cannot overflow.
-constexpr int64_t kMaxStride = int64_t{1} << 30;  // elements
-
-const char* DeviceKindName(DeviceKind kind) {
-  switch (kind) {
-    case DeviceKind::kCpu:
-      return "cpu";
-    case DeviceKind::kEmulated:
-      return "emulated";
-    case DeviceKind::kCuda:
-      return "cuda";
-  }
-  return "unknown";
-}
 
 // The device copies from and to any page of the host tiers, so it must reach them all.
 absl::Status CheckRegistered(const HostTiers& tiers) {
@@ -113,49 +95,17 @@ class BackendImpl final : public PagedAttentionBackend {
   }
 
   absl::StatusOr<int> AddLayer(const LayerParams& params) override {
-    if (params.num_query_heads < 1 || params.num_query_heads % o_.num_kv_heads != 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("add layer: num_query_heads is ", params.num_query_heads,
-                       "; accepted: positive multiples of num_kv_heads = ", o_.num_kv_heads));
-    }
-    if (!(params.soft_cap >= 0)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("add layer: soft_cap is ", params.soft_cap, "; accepted: 0 (none) or more"));
-    }
-    if (params.sliding_window < 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("add layer: sliding_window is ", params.sliding_window, "; accepted: 0 (unlimited) or more"));
-    }
-    for (float sink : params.sinks) {
-      if (std::isnan(sink) || sink == std::numeric_limits<float>::infinity()) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("add layer: sinks hold ", sink, "; accepted: finite values and -inf"));
-      }
-    }
-    for (float slope : params.alibi_slopes) {
-      if (!std::isfinite(slope)) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("add layer: alibi_slopes hold ", slope, "; accepted: finite values"));
-      }
-    }
+    if (absl::Status status = CheckLayer(params, o_.num_kv_heads); !status.ok()) return status;
     if (o_.device_kind == DeviceKind::kCuda && device_ != nullptr) {
       return absl::FailedPreconditionError(
           "add layer: the device has been started; add all layers before the bind (tiered) or the first plan");
     }
-    if (!std::isfinite(params.scale)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("add layer: scale is ", params.scale, "; accepted: finite values"));
-    }
     layers_.push_back({params, {}, false});
     limits_.split.group = std::max(limits_.split.group, params.num_query_heads / o_.num_kv_heads);
-    limits_.widest_window = 0;
-    for (const Layer& layer : layers_) {
-      if (layer.params.sliding_window == 0) {
-        limits_.widest_window = 0;
-        break;
-      }
-      limits_.widest_window = std::max(limits_.widest_window, layer.params.sliding_window);
-    }
+    // One layer that sees everything makes every table entry wanted.
+    const int32_t window = params.sliding_window;
+    const bool bounded = window > 0 && (layers_.size() == 1 || limits_.widest_window > 0);
+    limits_.widest_window = bounded ? std::max(limits_.widest_window, window) : 0;
     return static_cast<int>(layers_.size()) - 1;
   }
 
@@ -305,31 +255,10 @@ absl::Status BackendImpl::BindIdentity(const IdentityPool& pool) {
   if (o_.binding != Binding::kIdentity) {
     return absl::FailedPreconditionError("bind identity: the backend was created for the tiered binding");
   }
-  if (pool.layer < 0 || pool.layer >= static_cast<int>(layers_.size())) {
-    return absl::InvalidArgumentError(absl::StrCat("bind identity: layer is ", pool.layer, "; accepted: 0 to ",
-                                                   static_cast<int>(layers_.size()) - 1));
-  }
-  if (pool.data == nullptr) return absl::InvalidArgumentError("bind identity: data is null; accepted: the KV tensor");
-  if (pool.num_blocks < 1 || pool.num_blocks > kMaxBlocks) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("bind identity: num_blocks is ", pool.num_blocks, "; accepted: 1 to ", kMaxBlocks));
-  }
-  const int64_t least_token_stride = 2 * o_.head_size;
-  if (pool.block_stride < 1 || pool.head_stride < 1 || pool.token_stride < least_token_stride ||
-      std::max({pool.block_stride, pool.head_stride, pool.token_stride}) > kMaxStride) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "bind identity: strides are block ", pool.block_stride, ", head ", pool.head_stride, ", token ",
-        pool.token_stride, "; accepted: 1 to ", kMaxStride, ", for tokens from 2 * head_size = ", least_token_stride));
-  }
+  absl::StatusOr<LayerPages> pages = PagesOfIdentityPool(o_, pool, static_cast<int>(layers_.size()));
+  if (!pages.ok()) return pages.status();
   Layer& layer = layers_[pool.layer];
-  LayerPages& pages = layer.pages;
-  pages.pool = GeometryOf(o_, PageFormat::kStrided);
-  pages.pool.k_head_stride = pages.pool.v_head_stride = pool.head_stride;
-  pages.pool.k_token_stride = pages.pool.v_token_stride = pool.token_stride;
-  pages.pool_k = reinterpret_cast<uint64_t>(pool.data);
-  pages.pool_v = pages.pool_k + o_.head_size * DTypeSize(o_.dtype);
-  pages.pool_page_bytes = pool.block_stride * DTypeSize(o_.dtype);
-  pages.pool_pages = pool.num_blocks;
+  layer.pages = *std::move(pages);
   layer.bound = true;
   return absl::OkStatus();
 }
@@ -442,7 +371,7 @@ absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query
     if (absl::Status status = cpu_.Write(call, step.host_writes); !status.ok()) return status;
     const Clock::time_point begin = Clock::now();
     absl::Status status = cpu_.Attend(call, step.cpu_items, step.cpu_group_ends);
-    cpu_seconds_ += SecondsSince(begin);
+    cpu_seconds_ += std::chrono::duration<double>(Clock::now() - begin).count();
     if (!status.ok()) return status;
     return cpu_.Merge(call, step.merges);
   }

@@ -14,21 +14,12 @@
 #include "absl/status/statusor.h"
 #include "backend/backend_options.h"
 #include "backend/device_stream.h"
+#include "backend/identity_binding.h"
 #include "backend/layer_call.h"
 #include "backend/step_planner.h"
 #include "backend/tiered_binding.h"
 
 namespace hybridgen {
-
-struct IdentityPool {
-  int layer = 0;
-  void* data = nullptr;
-  int64_t num_blocks = 0;
-  // K of (block, head, token) begins at data + their sum, in elements; V head_size elements after it.
-  int64_t block_stride = 0;
-  int64_t head_stride = 0;
-  int64_t token_stride = 0;
-};
 
 class PagedAttentionBackend;
 
