@@ -11,8 +11,7 @@ namespace hybridgen {
 //     floor(p + (b + 1) s) > floor(p + b s)
 // (the steps of Bresenham's line). Of any run of n blocks [a, a + n) that makes floor(p + (a + n) s) - floor(p + a s),
 // which is n s rounded down or up: less than one page off the share, for every prefix, window and tail of a sequence.
-// The answer depends on the position alone: blocks are written and published out
-// of order,.
+// The answer depends on the position alone, as blocks are written and published out of order.
 //
 // The phase is the sequence's number times the golden ratio, so that many short sequences together have the share too.
 class Spread {
