@@ -2,8 +2,6 @@
 #include "backend/tier_advice.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <iostream>
 #include <string>
 #include <vector>
 
@@ -321,9 +319,7 @@ void ExpectNoLie(const Machine& told, const Machine& truth) {
 }
 
 TEST(TierAdviceTest, DamagedTreesNeverMislead) {
-  const char* set = std::getenv("HYBRIDGEN_TEST_SEED");
-  const uint64_t seed = set == nullptr ? 1 : std::strtoull(set, nullptr, 10);
-  std::cout << "replay: bazel test //backend:tier_advice_test --test_env=HYBRIDGEN_TEST_SEED=" << seed << "\n";
+  const uint64_t seed = MutationSeed("//backend:tier_advice_test");
   const std::vector<TreeEntries> originals = TreesToDamage();
   std::vector<Machine> truths;
   for (const TreeEntries& entries : originals) truths.push_back(Read(entries));

@@ -85,9 +85,8 @@ HG_JOINT_ANY unsigned char* JointSlot(const JointTable& table, uint64_t sequence
 //   void store(uint64_t* p, uint64_t v)              plain, may become visible late and in any order
 //   uint64_t load_acquire_sys(const uint64_t* p)     what is loaded later is at least as new
 //   void store_release_sys(uint64_t* p, uint64_t v)  what this thread stored earlier is visible first
-//   void fence_sys()                                 what this thread stored earlier is visible before what it or,
-//   after
-//                                                    a barrier, its block stores later
+//   void fence_sys()                                 what this thread stored earlier is visible before what it
+//                                                    or, after a barrier, its block stores later
 //   uint64_t now_ns()                                a clock of the device
 //   void pause()                                     between two polls
 

@@ -1,7 +1,5 @@
 // 1,000 damaged trees: nothing crashes, and what is told is true or unknown, never false.
 #include <algorithm>
-#include <cstdlib>
-#include <iostream>
 #include <string>
 #include <vector>
 
@@ -90,9 +88,7 @@ Topology Read(const TreeEntries& entries) {
 }
 
 TEST(TopologyMutationTest, DamagedTreesNeverMislead) {
-  const char* set = std::getenv("HYBRIDGEN_TEST_SEED");
-  const uint64_t seed = set == nullptr ? 1 : std::strtoull(set, nullptr, 10);
-  std::cout << "replay: bazel test //memory:topology_mutation_test --test_env=HYBRIDGEN_TEST_SEED=" << seed << "\n";
+  const uint64_t seed = MutationSeed("//memory:topology_mutation_test");
   const std::vector<TreeEntries> originals = TreesToDamage();
   std::vector<Topology> truths;
   for (const TreeEntries& entries : originals) truths.push_back(Read(entries));

@@ -3,6 +3,8 @@
 #define MEMORY_TREE_MUTATOR_H_
 
 #include <cstdint>
+#include <cstdlib>
+#include <iostream>
 #include <iterator>
 #include <random>
 #include <string>
@@ -40,6 +42,14 @@ inline const std::string kGarbage[] = {
     std::string(100'000, 'A'),
     std::string(100'000, '9'),
 };
+
+// The seed of a test's damage: $HYBRIDGEN_TEST_SEED, or 1. Prints the command that repeats the run.
+inline uint64_t MutationSeed(const char* target) {
+  const char* const set = std::getenv("HYBRIDGEN_TEST_SEED");
+  const uint64_t seed = set == nullptr ? 1 : std::strtoull(set, nullptr, 10);
+  std::cout << "replay: bazel test " << target << " --test_env=HYBRIDGEN_TEST_SEED=" << seed << "\n";
+  return seed;
+}
 
 class TreeMutator {
  public:

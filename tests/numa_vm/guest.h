@@ -22,9 +22,8 @@ int FarNode();
 // Pages by node, every page of [data, data + bytes) asked for; a page that the kernel knows no node of counts under its
 // negative error number. Apart from the code under test, which asks in its own way.
 std::map<int, int64_t> PagesByNode(const void* data, int64_t bytes);
-// The same of every mapping of this process that prefers or is bound to one node, by /proc/self/numa_maps: node asked
-// for
-// -> node that pages lie on -> pages.
+// The same of every mapping of this process that prefers or is bound to one node, by /proc/self/numa_maps:
+// node asked for -> node that pages lie on -> pages.
 std::map<int, std::map<int, int64_t>> PagesOfBoundMappings();
 int64_t CountPages(int64_t bytes);
 // Moves pages behind the back of the code under test, as memory tiering may.
