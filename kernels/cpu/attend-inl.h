@@ -57,11 +57,12 @@ struct Call {
   int vecs;  // of 16 dims in a row of state.acc
   bool packed;
   Layout layout;
+  KeyOrder order;
   float* q;                       // blocks of rows as the score function reads them
   int q_floats;                   // of a row in q
   int max_groups;                 // of a chunk
   float* scores;                  // [kRowBlock][kScoreStride]
-  float* keys;                    // transposed K: [kSharedChunkGroups][head_size][16]; null: K is read as it lies
+  float* keys;                    // transposed K: [kSharedChunkGroups][16 * head_size]; null: K is read as it lies
   ScoreFn score[kRowBlockSizes];  // by log2 of the block's rows
   SumFn sum[kRowBlockSizes];
   EdgeFn edge;
@@ -196,6 +197,23 @@ void TransposeKeys(const Group& group, DType dtype, int64_t token_bytes, int hea
   }
 }
 
+// Rows of a strided bfloat16 group -> pairs [head_size / 2][16][2], the form of a packed group: a transposition of
+// 4-byte elements.
+void TransposePairs(const Group& group, int64_t token_bytes, int head_size, float* out) {
+  const int pairs = head_size / 2;
+  for (int pair = 0; pair < pairs; pair += 16) {
+    const int count = AtMost(16, pairs - pair);
+    Vec block[16];
+    for (int t = 0; t < 16; ++t) {
+      float row[16] = {};
+      if (t < group.valid) __builtin_memcpy(row, group.k + t * token_bytes + 4 * pair, 4 * static_cast<size_t>(count));
+      block[t] = Load(row);
+    }
+    Transpose16(block);
+    for (int i = 0; i < count; ++i) Store(out + static_cast<size_t>(pair + i) * 16, block[i]);
+  }
+}
+
 // All rows over one chunk, while the K of what comes next is fetched: next[0, num_next) are its groups, at least those
 // that its runs begin with. False: a logit is +inf.
 bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* next, int num_next) {
@@ -209,7 +227,11 @@ bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* ne
     const PageGeometry& geometry = call.args->geometry;
     for (int i = 0; i < num_groups; ++i) {
       float* keys = call.keys + static_cast<size_t>(i) * 16 * geometry.head_size;
-      TransposeKeys(chunk[i], geometry.dtype, call.layout.key.token, geometry.head_size, keys);
+      if (call.order == KeyOrder::kPairMajor) {
+        TransposePairs(chunk[i], call.layout.key.token, geometry.head_size, keys);
+      } else {
+        TransposeKeys(chunk[i], geometry.dtype, call.layout.key.token, geometry.head_size, keys);
+      }
       chunk[i].k = reinterpret_cast<const char*>(keys);
     }
   }
@@ -220,7 +242,8 @@ bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* ne
 }
 
 // Queries as float32, each block of rows filled up with zeros to 1, 2, 4, ... rows.
-void PackQueries(const Call& call, KeyOrder order) {
+void PackQueries(const Call& call) {
+  const KeyOrder order = call.order;
   const QueryTile& tile = *call.tile;
   const int64_t element = static_cast<int64_t>(BytesOf(tile.dtype));
   for (int first = 0; first < call.rows; first += kRowBlock) {
@@ -285,9 +308,9 @@ void SetSum(Call& call) {
 }
 
 template <Elements kElements>
-void SetStrided(Call& call, KeyOrder order) {
+void SetStrided(Call& call) {
   // Whatever K was, it is float32 once transposed.
-  order == KeyOrder::kDimMajor ? SetScore<Elements::kF32>(call) : SetScoreTokens<kElements>(call);
+  call.order == KeyOrder::kDimMajor ? SetScore<Elements::kF32>(call) : SetScoreTokens<kElements>(call);
   SetSum<kElements, PageFormat::kStrided>(call);
 }
 
@@ -297,18 +320,18 @@ void SetPacked(Call& call) {
   SetSum<kElements, PageFormat::kPackedV1>(call);
 }
 
-void SelectFunctions(Call& call, KeyOrder order) {
+void SelectFunctions(Call& call) {
   switch (call.args->geometry.dtype) {
     case DType::kFloat32:
-      call.packed ? SetPacked<Elements::kF32>(call) : SetStrided<Elements::kF32>(call, order);
+      call.packed ? SetPacked<Elements::kF32>(call) : SetStrided<Elements::kF32>(call);
       break;
     case DType::kFloat16:
-      call.packed ? SetPacked<Elements::kF16>(call) : SetStrided<Elements::kF16>(call, order);
+      call.packed ? SetPacked<Elements::kF16>(call) : SetStrided<Elements::kF16>(call);
       break;
     case DType::kBFloat16:
-      call.packed ? SetPacked<Elements::kBF16Pairs>(call) : SetStrided<Elements::kBF16>(call, order);
+      call.packed ? SetPacked<Elements::kBF16Pairs>(call) : SetStrided<Elements::kBF16>(call);
       if constexpr (kHasPairDot) {
-        if (order == KeyOrder::kPairMajor) SetScore<Elements::kBF16Dots>(call);
+        if (call.order == KeyOrder::kPairMajor) SetScore<Elements::kBF16Dots>(call);
       }
       break;
   }
@@ -429,20 +452,19 @@ KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState stat
   const bool one_block = call.rows <= kRowBlock;
   // Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less than transposing
   // 16 tokens. Several blocks share a transposition, but would each widen and reduce.
+  const bool by_dims = call.packed || !one_block;
   const bool pairs =
-      kHasPairDot && call.packed && args.geometry.dtype == DType::kBFloat16 && tile.dtype == DType::kBFloat16;
-  const KeyOrder order = pairs                       ? KeyOrder::kPairMajor
-                         : !call.packed && one_block ? KeyOrder::kTokenMajor
-                                                     : KeyOrder::kDimMajor;
+      kHasPairDot && by_dims && args.geometry.dtype == DType::kBFloat16 && tile.dtype == DType::kBFloat16;
+  call.order = pairs ? KeyOrder::kPairMajor : by_dims ? KeyOrder::kDimMajor : KeyOrder::kTokenMajor;
   call.max_groups = one_block ? kChunkGroups : kSharedChunkGroups;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
   call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);
-  call.q_floats = order == KeyOrder::kTokenMajor ? 16 * call.vecs : tile.head_size;
+  call.q_floats = call.order == KeyOrder::kTokenMajor ? 16 * call.vecs : tile.head_size;
   call.scores = call.q + ScratchQueryFloats(tile.head_size);
-  call.keys = !call.packed && order == KeyOrder::kDimMajor ? call.scores + ScratchScoreFloats() : nullptr;
-  SelectFunctions(call, order);
+  call.keys = !call.packed && by_dims ? call.scores + ScratchScoreFloats() : nullptr;
+  SelectFunctions(call);
   Cursor cursor = {&call, SetLayout(call), 0, 0};
-  PackQueries(call, order);
+  PackQueries(call);
 
   Group chunks[2][kChunkGroups];
   int count = NextChunk(cursor, chunks[0]);
