@@ -13,9 +13,11 @@ if [[ ! -x "$nvcc" ]]; then
   echo "check.sh: no nvcc; install the CUDA toolkit or put nvcc into PATH" >&2
   exit 78
 fi
-mkdir -p "$out/objects"
 
-# ---- Build. Objects are kept; what is older than a header or a source of the kernels or of this folder is compiled. ----
+# ---- Build. Objects are kept by architecture; those older than their source or than any header are compiled again. ----
+built_for="${HYBRIDGEN_GPU_ARCH:-native}"
+folder="$out/objects_${built_for// /_}"
+mkdir -p "$folder"
 architectures=()
 if [[ -n "${HYBRIDGEN_GPU_ARCH:-}" ]]; then
   for arch in $HYBRIDGEN_GPU_ARCH; do architectures+=("-gencode=arch=compute_$arch,code=sm_$arch"); done
@@ -31,7 +33,7 @@ objects=()
 
 # compile SOURCE FLAGS...
 compile() {
-  local source="$root/$1" object="$out/objects/${1//\//_}.o"
+  local source="$root/$1" object="$folder/${1//\//_}.o"
   shift
   objects+=("$object")
   if [[ -e "$object" && -z "$(find "$root/kernels" "$root/tests/gpu" "$root/tests/bench" -newer "$object" \
