@@ -5,6 +5,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/isa.h"
+#include "kernels/selection.h"
 
 namespace hybridgen {
 
@@ -18,6 +19,7 @@ struct KernelSet {
   MergeRowsFn merge_rows;
   WriteKvFn write_kv;
   ConvertPageFn convert_page;
+  SelectionKernels selection;
 };
 
 }  // namespace hybridgen

@@ -17,12 +17,17 @@
 #include "kernels/cpu/tile-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 #include "kernels/cpu/attend-inl.h"
+#include "kernels/cpu/logits-inl.h"
+#include "kernels/cpu/selected-inl.h"
+#include "kernels/cpu/digest-inl.h"
 // clang-format on
 
 namespace hybridgen {
 
 const KernelSet kAvx2Kernels = {
-    "avx2", Isa::kAvx2, InitRows, Attend, FinalizeRows, MergeRows, WriteKv, ConvertPage,
+    "avx2",  Isa::kAvx2,   InitRows,
+    Attend,  FinalizeRows, MergeRows,
+    WriteKv, ConvertPage,  {StoreLogits, SummariseLogits, AttendSelected, BuildDigest, BoundLogits},
 };
 
 }  // namespace hybridgen

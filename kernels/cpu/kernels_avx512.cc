@@ -17,12 +17,17 @@
 #include "kernels/cpu/tile-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 #include "kernels/cpu/attend-inl.h"
+#include "kernels/cpu/logits-inl.h"
+#include "kernels/cpu/selected-inl.h"
+#include "kernels/cpu/digest-inl.h"
 // clang-format on
 
 namespace hybridgen {
 
 const KernelSet kAvx512Kernels = {
-    "avx512", Isa::kAvx512, InitRows, Attend, FinalizeRows, MergeRows, WriteKv, ConvertPage,
+    "avx512", Isa::kAvx512, InitRows,
+    Attend,   FinalizeRows, MergeRows,
+    WriteKv,  ConvertPage,  {StoreLogits, SummariseLogits, AttendSelected, BuildDigest, BoundLogits},
 };
 
 }  // namespace hybridgen
