@@ -156,8 +156,9 @@ struct Boxes {
 };
 
 // out[row][16]: sum over dims of max(q * least K, q * largest K), which is q- * least + q+ * largest, for the boxes at
-// `box`; those at `next` are fetched. q is [vec][row][q-, q+][16].
-template <int kRows>
+// `box`; those at `next` are fetched. q is [vec][row][q-, q+][16], for PairDot [vec][row][16] pairs (q-, q+) of
+// bfloat16.
+template <bool kPairDot, int kRows>
 void BoxProducts(const char* const* box, const char* const* next, int count, int vecs, const float* q, float* out) {
   constexpr int kPages = AtMost(16, kAccumulatorVecs / kRows);
   static_assert(kPages * kRows == kAccumulatorVecs && 16 % kPages == 0, "all sums are reduced at once");
@@ -166,16 +167,24 @@ void BoxProducts(const char* const* box, const char* const* next, int count, int
     HG_UNROLL
     for (int a = 0; a < kAccumulatorVecs; ++a) acc[a] = Zero();
     const float* qj = q;
-    for (int j = 0; j < vecs; ++j, qj += 32 * kRows) {
+    for (int j = 0; j < vecs; ++j, qj += (kPairDot ? 16 : 32) * kRows) {
       HG_UNROLL
       for (int p = 0; p < kPages; ++p) {
-        Vec low, high;
         Prefetch(next[first + p] + j * kLineBytes);
-        LoadBF16Pairs(box[first + p] + j * kLineBytes, low, high);
-        HG_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          Vec& sum = acc[r * kPages + p];
-          sum = Fma(high, Load(qj + 32 * r + 16), Fma(low, Load(qj + 32 * r), sum));
+        if constexpr (kPairDot) {
+          const Vec pairs = Load(reinterpret_cast<const float*>(box[first + p] + j * kLineBytes));
+          HG_UNROLL
+          for (int r = 0; r < kRows; ++r) {
+            acc[r * kPages + p] = PairDot(pairs, Load(qj + 16 * r), acc[r * kPages + p]);
+          }
+        } else {
+          Vec low, high;
+          LoadBF16Pairs(box[first + p] + j * kLineBytes, low, high);
+          HG_UNROLL
+          for (int r = 0; r < kRows; ++r) {
+            Vec& sum = acc[r * kPages + p];
+            sum = Fma(high, Load(qj + 32 * r + 16), Fma(low, Load(qj + 32 * r), sum));
+          }
         }
       }
     }
@@ -188,14 +197,15 @@ void BoxProducts(const char* const* box, const char* const* next, int count, int
 
 using BoxFn = void (*)(const char* const*, const char* const*, int, int, const float*, float*);
 
+template <bool kPairDot>
 BoxFn BoxProductsOf(int rows) {
   if constexpr (kRowBlock > 4) {
-    if (rows > 4) return BoxProducts<8>;
+    if (rows > 4) return BoxProducts<kPairDot, 8>;
   }
   if constexpr (kRowBlock > 2) {
-    if (rows > 2) return BoxProducts<4>;
+    if (rows > 2) return BoxProducts<kPairDot, 4>;
   }
-  return rows > 1 ? BoxProducts<2> : BoxProducts<1>;
+  return rows > 1 ? BoxProducts<kPairDot, 2> : BoxProducts<kPairDot, 1>;
 }
 
 // The part of a page that a row sees, as distances from the query.
@@ -231,8 +241,8 @@ void NextBoxes(const QueryTile& tile, const AttendArgs& args, int* page, Boxes& 
 }
 
 // Queries as BoxProducts reads them, times the sign of the scale, in blocks of rows filled up with zeros. reach[row]:
-// sum of |q|.
-void PackSignedQueries(const QueryTile& tile, float* q, float* reach) {
+// sum of |q|. pairs: as PairDot reads them.
+void PackSignedQueries(const QueryTile& tile, bool pairs, float* q, float* reach) {
   const int rows = tile.num_tokens * tile.group;
   const int vecs = (tile.head_size + 15) / 16;
   for (int first = 0; first < rows; first += kRowBlock) {
@@ -249,8 +259,18 @@ void PackSignedQueries(const QueryTile& tile, float* q, float* reach) {
         Vec x = r < count ? LoadRow(from, tile.dtype, 16 * j, tile.head_size) : Zero();
         if (tile.scale < 0.0f) x = Sub(Zero(), x);
         sum = Add(sum, Abs(x));
-        Store(block_q + 32 * (j * block + r), Sub(Zero(), Max(Sub(Zero(), x), Zero())));
-        Store(block_q + 32 * (j * block + r) + 16, Max(x, Zero()));
+        const Vec negative = Sub(Zero(), Max(Sub(Zero(), x), Zero()));
+        const Vec positive = Max(x, Zero());
+        if (!pairs) {
+          Store(block_q + 32 * (j * block + r), negative);
+          Store(block_q + 32 * (j * block + r) + 16, positive);
+          continue;
+        }
+        uint32_t low[16], high[16];
+        __builtin_memcpy(low, &negative, sizeof(low));
+        __builtin_memcpy(high, &positive, sizeof(high));
+        for (int i = 0; i < 16; ++i) high[i] |= low[i] >> 16;  // the lower halves are zeros
+        __builtin_memcpy(block_q + 16 * (j * block + r), high, sizeof(high));
       }
       if (r < count) reach[first + r] = HorizontalSum(sum);
     }
@@ -296,7 +316,8 @@ void BoundLogits(const QueryTile& tile, const AttendArgs& args, float* bounds, i
   const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
   float* const q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);
   float reach[kMaxTileRows];
-  PackSignedQueries(tile, q, reach);
+  const bool pairs = kHasPairDot && tile.dtype == DType::kBFloat16;
+  PackSignedQueries(tile, pairs, q, reach);
   for (int row = 0; row < rows; ++row) {
     for (int page = 0; page < args.num_pages; ++page) bounds[row * row_stride + page] = kMinusInfinity;
   }
@@ -324,20 +345,32 @@ void BoundLogits(const QueryTile& tile, const AttendArgs& args, float* bounds, i
     }
     int token = -1;
     SeenPart parts[16] = {};
+    bool in_a_row = false;  // 16 neighbouring pages, all of which the token sees
     for (int first = 0; first < rows; first += kRowBlock) {
       const int count = AtMost(kRowBlock, rows - first);
       float products[kRowBlock * 16];
-      BoxProductsOf(count)(box, next, boxes.count, vecs, q + static_cast<size_t>(first) * 32 * vecs, products);
+      const BoxFn box_products = pairs ? BoxProductsOf<kHasPairDot>(count) : BoxProductsOf<false>(count);
+      box_products(box, next, boxes.count, vecs, q + static_cast<size_t>(first) * 32 * vecs, products);
       for (int r = 0; r < count; ++r) {
         const int row = first + r;
         if (row / tile.group != token) {
           token = row / tile.group;
-          for (int p = 0; p < boxes.count; ++p) parts[p] = PartOf(tile, token, args.pages[boxes.page[p]]);
+          in_a_row = boxes.count == 16 && boxes.page[15] == boxes.page[0] + 15;
+          for (int p = 0; p < boxes.count; ++p) {
+            parts[p] = PartOf(tile, token, args.pages[boxes.page[p]]);
+            in_a_row &= parts[p].any;
+          }
+        }
+        const Vec x = BoundsOf(tile, row, parts, Load(products + 16 * r), reach[row], Load(magnitudes));
+        float* out = bounds + row * row_stride;
+        if (in_a_row) {
+          Store(out + boxes.page[0], x);
+          continue;
         }
         float bound[16];
-        Store(bound, BoundsOf(tile, row, parts, Load(products + 16 * r), reach[row], Load(magnitudes)));
+        Store(bound, x);
         for (int p = 0; p < boxes.count; ++p) {
-          if (parts[p].any) bounds[row * row_stride + boxes.page[p]] = bound[p];
+          if (parts[p].any) out[boxes.page[p]] = bound[p];
         }
       }
     }

@@ -243,7 +243,7 @@ TEST_P(DigestTest, BoundsRandomPages) {
   const uint32_t seed = TestSeed("//kernels/cpu:digest_test", 20251125);
   std::mt19937 random(seed);
   const auto pick = [&](int lo, int hi) { return std::uniform_int_distribution<int>(lo, hi)(random); };
-  for (int i = 0; i < 150; ++i) {
+  for (int i = 0; i < 60; ++i) {
     AttendCase c;
     c.dtype = kDTypes[pick(0, 2)];
     c.page_tokens = 16 * pick(1, 4);
@@ -280,7 +280,8 @@ TEST_P(DigestTest, BoundsHoldWhereRoundingIsAllThereIs) {
         for (int variant = 0; variant < 4; ++variant) {
           AttendCase c;
           c.dtype = dtype;
-          c.group = 8;
+          c.kv_heads = 1;
+          c.group = 5;
           c.head_size = 128;
           c.length = 32;
           c.scale = variant == 3 ? 1e-30f : 0.088388346f;

@@ -108,34 +108,53 @@ void LowerBins(uint32_t* bins, float rise) {
   for (int i = 1; i < kLogitBins; ++i) bins[i] = i + by < kLogitBins ? bins[i + by] : 0;
 }
 
-// Counts a row's logits, the largest of which (and of all before) is new_max.
-void CountExponents(const QueryTile& tile, int row, const SeenGroup* seen, int num_seen, const float* logits,
-                    float old_max, float new_max, uint32_t* bins) {
-  const float top = TopExponent(new_max);
-  LowerBins(bins, top - TopExponent(old_max));
-  // Neighbouring tokens often fall into one bin, and a counter cannot be raised again before the last time is through.
-  constexpr int kSets = 4;
-  uint32_t counts[kSets][kLogitBins] = {};
+// Tokens of a chunk by lane and bin. Neighbouring tokens often fall into one bin, and a counter cannot be raised again
+// before the last time is through: every lane has counters of its own.
+struct LaneBins {
+  uint8_t count[16][kLogitBins];
+};
+static_assert(kChunkGroups <= UINT8_MAX, "a lane's counter must hold a chunk");
+
+// Counts the tokens [lo, hi) of 16 logits.
+HG_INLINE void CountExponents(Vec logits, Vec top, int lo, int hi, LaneBins& bins) {
   const Vec last = Set(static_cast<float>(kLogitBins - 1));
-  for (int i = 0; i < num_seen; ++i) {
-    // Max takes its second argument for NaN: every lane ends between 0 and kLogitBins - 1.
-    const Vec below = Max(Sub(Set(top), ExponentOf(Load(logits + 16 * i))), Zero());
-    const Vec bin = Max(Sub(last, below), Zero());
-    uint32_t index[16];  // in the low bits of 2^23 + bin
-    const Vec bits = Add(bin, Set(0x1p23f));
-    __builtin_memcpy(index, &bits, sizeof(index));
-    if (seen[i].whole) {
-      HG_UNROLL
-      for (int t = 0; t < 16; ++t) ++counts[t % kSets][index[t] % kLogitBins];
-      continue;
-    }
-    const int token = row / tile.group;
-    const Span span = Visible(*seen[i].group, tile.kv_begin[token], tile.kv_end[token]);
-    for (int t = span.lo; t < span.hi; ++t) ++counts[0][index[t] % kLogitBins];
+  // Max takes its second argument for NaN: every lane ends between 0 and kLogitBins - 1.
+  const Vec below = Max(Sub(top, ExponentOf(logits)), Zero());
+  const Vec bits = Add(Max(Sub(last, below), Zero()), Set(0x1p23f));
+  uint32_t index[16];  // in the low bits of 2^23 + bin
+  __builtin_memcpy(index, &bits, sizeof(index));
+  if (lo == 0 && hi == 16) {
+    HG_UNROLL
+    for (int t = 0; t < 16; ++t) ++bins.count[t][index[t] % kLogitBins];
+  } else {
+    for (int t = lo; t < hi; ++t) ++bins.count[t][index[t] % kLogitBins];
   }
-  for (int i = 0; i < kLogitBins; ++i) {
-    for (int set = 0; set < kSets; ++set) bins[i] += counts[set][i];
+}
+
+// Folds one row's logits, the largest of which is chunk_max, into its summary. False: a logit is +inf.
+bool SummariseRow(const QueryTile& tile, int row, const SeenGroup* seen, int num_seen, const float* logits,
+                  float chunk_max, LogitSummary summary) {
+  const float old_max = summary.max[row];
+  const float new_max = old_max > chunk_max ? old_max : chunk_max;
+  const Vec top = Set(TopExponent(new_max));
+  const int token = row / tile.group;
+  LaneBins lanes = {};
+  float decay;
+  const bool finite = FoldRow(chunk_max, num_seen, logits, &summary.max[row], &summary.sum[row], &decay,
+                              [&](int i, const Vec& x, const Vec&) {
+                                Span span = {0, 16};
+                                if (!seen[i].whole) {
+                                  span = Visible(*seen[i].group, tile.kv_begin[token], tile.kv_end[token]);
+                                }
+                                CountExponents(x, top, span.lo, span.hi, lanes);
+                              });
+  if (!finite) return false;
+  uint32_t* bins = summary.bins + row * kLogitBins;
+  LowerBins(bins, TopExponent(new_max) - TopExponent(old_max));
+  for (const auto& count : lanes.count) {
+    for (int i = 0; i < kLogitBins; ++i) bins[i] += count[i];
   }
+  return true;
 }
 
 KernelResult SummariseLogits(const QueryTile& tile, const AttendArgs& args, LogitSummary summary, void* scratch) {
@@ -143,15 +162,9 @@ KernelResult SummariseLogits(const QueryTile& tile, const AttendArgs& args, Logi
   const Cursor cursor = Begin(tile, args, KeyOrderOf(tile, args), scratch, call);
   return ForEachProducts(call, cursor, [&](const SeenGroup* seen, int num_seen, int first_row, int rows) {
     for (int r = 0; r < rows; ++r) {
-      const int row = first_row + r;
       float* scores = call.scores + r * kScoreStride;
-      const float chunk_max = call.logits(tile, row, seen, num_seen, scores);
-      const float old_max = summary.max[row];
-      const float new_max = old_max > chunk_max ? old_max : chunk_max;
-      if (new_max == -kMinusInfinity) return false;
-      CountExponents(tile, row, seen, num_seen, scores, old_max, new_max, summary.bins + row * kLogitBins);
-      float decay;
-      WeightRow(chunk_max, num_seen, scores, &summary.max[row], &summary.sum[row], &decay);
+      const float chunk_max = call.logits(tile, first_row + r, seen, num_seen, scores);
+      if (!SummariseRow(tile, first_row + r, seen, num_seen, scores, chunk_max, summary)) return false;
     }
     return true;
   });

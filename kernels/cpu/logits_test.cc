@@ -174,8 +174,8 @@ void Check(const KernelSet& kernels, AttendCase c) {
 TEST_P(LogitsTest, MatchTheDefinition) {
   for (DType dtype : kDTypes) {
     for (PageFormat format : kFormats) {
-      for (int length : {1, 15, 16, 17, 70, 300}) {
-        for (int group : {1, 2, 3, 8, 9}) {
+      for (int length : {1, 16, 17, 260}) {
+        for (int group : {1, 2, 8, 9}) {
           AttendCase c;
           c.dtype = dtype;
           c.format = format;
@@ -354,7 +354,7 @@ TEST_P(LogitsTest, RandomCases) {
   const uint32_t seed = TestSeed("//kernels/cpu:logits_test", 20251125);
   std::mt19937 random(seed);
   const auto pick = [&](int lo, int hi) { return std::uniform_int_distribution<int>(lo, hi)(random); };
-  for (int i = 0; i < 100; ++i) {
+  for (int i = 0; i < 50; ++i) {
     AttendCase c;
     c.dtype = kDTypes[pick(0, 2)];
     c.format = kFormats[pick(0, 1)];

@@ -70,9 +70,12 @@ float LogitRow(const QueryTile& tile, int row, const SeenGroup* groups, int num_
   return HorizontalMax(max);
 }
 
-// Turns one row's logits, the largest of which is chunk_max, into weights exp(logit - max) and folds the maximum and
-// sum into the row's state. *decay: the factor for what was accumulated before. False: a logit is +inf.
-bool WeightRow(float chunk_max, int num_groups, float* scores, float* row_max, float* row_sum, float* decay) {
+// Folds one row's logits, the largest of which is chunk_max, into the row's maximum and sum; visit(i, logits, weights)
+// gets every 16 of them with their weights exp(logit - max). *decay: the factor for what was accumulated before. False:
+// a logit is +inf.
+template <typename Visit>
+HG_INLINE bool FoldRow(float chunk_max, int num_groups, const float* logits, float* row_max, float* row_sum,
+                       float* decay, const Visit& visit) {
   const float old_max = *row_max;
   const float new_max = old_max > chunk_max ? old_max : chunk_max;
   if (new_max == -kMinusInfinity) return false;
@@ -80,14 +83,21 @@ bool WeightRow(float chunk_max, int num_groups, float* scores, float* row_max, f
   const float reference = new_max == kMinusInfinity ? 0.0f : new_max;
   Vec sum = Zero();
   for (int i = 0; i < num_groups; ++i) {
-    const Vec p = Exp(Sub(Load(scores + 16 * i), Set(reference)));
-    Store(scores + 16 * i, p);
+    const Vec x = Load(logits + 16 * i);
+    const Vec p = Exp(Sub(x, Set(reference)));
+    visit(i, x, p);
     sum = Add(sum, p);
   }
   *decay = Exp(old_max - reference);
   *row_max = new_max;
   *row_sum = *row_sum * *decay + HorizontalSum(sum);
   return true;
+}
+
+// The same, with the weights in the place of the logits.
+bool WeightRow(float chunk_max, int num_groups, float* scores, float* row_max, float* row_sum, float* decay) {
+  return FoldRow(chunk_max, num_groups, scores, row_max, row_sum, decay,
+                 [scores](int i, const Vec&, const Vec& p) { Store(scores + 16 * i, p); });
 }
 
 }  // namespace
