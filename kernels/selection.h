@@ -77,13 +77,13 @@ using BuildDigestFn = void (*)(const PageGeometry& geometry, uint64_t k_page, ui
 using BoundLogitsFn = void (*)(const QueryTile& tile, const AttendArgs& args, float* bounds, int64_t row_stride,
                                void* scratch);
 
-// The selection kernels of one ISA level.
+// The selection kernels of one ISA level, one row of the kernel table.
 struct SelectionKernels {
-  StoreLogitsFn store_logits;
-  SummariseLogitsFn summarise_logits;
-  AttendSelectedFn attend_selected;
-  BuildDigestFn build_digest;
-  BoundLogitsFn bound_logits;
+  StoreLogitsFn store_logits = nullptr;
+  SummariseLogitsFn summarise_logits = nullptr;
+  AttendSelectedFn attend_selected = nullptr;
+  BuildDigestFn build_digest = nullptr;
+  BoundLogitsFn bound_logits = nullptr;
 };
 
 size_t SelectedScratchBytes(int head_size);

@@ -26,13 +26,14 @@ HG_INLINE float WidenBFloat16(uint16_t bits) {
   return x;
 }
 
-// The largest, negated least, and anything but 0 where one is not finite, of tokens in the lanes of one or two dims.
+// Of one dim, by lanes of tokens.
 struct Extremes {
   Vec max;
   Vec negated_min;
 };
 
-HG_INLINE void Widen(Extremes& e, Vec x, int tokens, Vec& not_finite) {
+// Takes in the first `tokens` lanes of x; not_finite stays 0 as long as they are finite.
+HG_INLINE void Include(Extremes& e, Vec x, int tokens, Vec& not_finite) {
   const Vec negated = Sub(Zero(), x);
   e.max = Max(e.max, KeepLanes(x, 0, tokens, kMinusInfinity));
   e.negated_min = Max(e.negated_min, KeepLanes(negated, 0, tokens, kMinusInfinity));
@@ -71,7 +72,7 @@ float BuildBox(const char* k, const PageGeometry& g, int num_tokens, uint16_t* b
       } else {
         x[0] = LoadElements<kElements>(p);
       }
-      for (int i = 0; i < kDims; ++i) Widen(e[i], x[i], AtMost(16, num_tokens - token), not_finite);
+      for (int i = 0; i < kDims; ++i) Include(e[i], x[i], AtMost(16, num_tokens - token), not_finite);
     }
     for (int i = 0; i < kDims; ++i) {
       const float larger = StoreBounds(e[i], box + 2 * (dim + i));

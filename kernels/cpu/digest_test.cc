@@ -20,13 +20,13 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
 constexpr uint64_t kFaults = 4096 - 64;
 
-class DigestTest : public testing::TestWithParam<const KernelSet*> {
+class DigestTest : public testing::TestWithParam<KernelSet> {
  protected:
-  const KernelSet& kernels() const { return *GetParam(); }
+  const KernelSet& kernels() const { return GetParam(); }
 };
 
 INSTANTIATE_TEST_SUITE_P(Isa, DigestTest, testing::ValuesIn(RunnableKernelSets()),
-                         [](const auto& info) { return std::string(info.param->name); });
+                         [](const auto& info) { return std::string(info.param.name); });
 
 // The digests of all pages that the case's rows see, in the order of the pages.
 class Digests {
@@ -104,11 +104,11 @@ void ExpectBounds(const KernelSet& kernels, AttendData& data) {
     const int rows = tile.num_tokens * tile.group;
     const int64_t slots = static_cast<int64_t>(num_pages) * c.page_tokens;
     std::vector<std::vector<float>> stored;
-    for (const KernelSet* set : RunnableKernelSets()) {
+    for (const KernelSet& set : RunnableKernelSets()) {
       RedZoned<float> logits(rows * slots);
       std::vector<uint8_t> scratch(AttendScratchBytes(c.head_size));
       // An infinite logit ends the call; what was stored before it is compared.
-      set->selection.store_logits(tile, data.Args(kv_head), logits.data(), slots, scratch.data());
+      set.selection.store_logits(tile, data.Args(kv_head), logits.data(), slots, scratch.data());
       stored.emplace_back(logits.data(), logits.data() + rows * slots);
     }
     for (int row = 0; row < rows; ++row) {
@@ -125,7 +125,7 @@ void ExpectBounds(const KernelSet& kernels, AttendData& data) {
           ASSERT_FALSE(logit > bound) << "row " << row << " position " << position << ": " << logit << " > " << bound;
           for (size_t i = 0; i < stored.size(); ++i) {
             const float x = stored[i][row * slots + position];
-            ASSERT_FALSE(x > bound) << RunnableKernelSets()[i]->name << ", row " << row << " position " << position
+            ASSERT_FALSE(x > bound) << RunnableKernelSets()[i].name << ", row " << row << " position " << position
                                     << ": " << x << " > " << bound;
           }
         }

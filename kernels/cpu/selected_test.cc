@@ -24,13 +24,13 @@ constexpr uint64_t kFaults = 4096 - 64;
 enum class Logits { kFromKeys, kGiven };
 constexpr Logits kBoth[] = {Logits::kFromKeys, Logits::kGiven};
 
-class SelectedTest : public testing::TestWithParam<const KernelSet*> {
+class SelectedTest : public testing::TestWithParam<KernelSet> {
  protected:
-  const KernelSet& kernels() const { return *GetParam(); }
+  const KernelSet& kernels() const { return GetParam(); }
 };
 
 INSTANTIATE_TEST_SUITE_P(Isa, SelectedTest, testing::ValuesIn(RunnableKernelSets()),
-                         [](const auto& info) { return std::string(info.param->name); });
+                         [](const auto& info) { return std::string(info.param.name); });
 
 // Attends the slots, cut into calls of `call_slots`. Pages without a selected token fault, and K where logits are
 // given.

@@ -86,7 +86,7 @@ void KvMemory::Fill(DType dtype) {
 }
 
 std::string AttendConfig::Name() const {
-  return absl::StrCat(KindName(kind), "/", kernels->name, "/", DTypeName(dtype), "/",
+  return absl::StrCat(KindName(kind), "/", kernels.name, "/", DTypeName(dtype), "/",
                       format == PageFormat::kPackedV1 ? "packed" : "strided", "/page", page_tokens, "/group", group,
                       "/d", head_size);
 }
@@ -180,7 +180,7 @@ RowState AttendWorkload::Rows(Thread& thread, int kv_head) const {
 
 void AttendWorkload::RunPages(Thread& thread, const KvPage* pages, int first, int count, int kv_head,
                               int next_kv_head) {
-  const SelectionKernels& selection = config_.kernels->selection;
+  const SelectionKernels& selection = config_.kernels.selection;
   const RowState rows = Rows(thread, kv_head);
   AttendArgs args;
   args.geometry = geometry_;
@@ -192,7 +192,7 @@ void AttendWorkload::RunPages(Thread& thread, const KvPage* pages, int first, in
     case AttendKind::kDecode:
     case AttendKind::kCache:
     case AttendKind::kPrefill:
-      config_.kernels->attend(Tile(kv_head), args, rows, thread.scratch.data());
+      config_.kernels.attend(args.geometry)(Tile(kv_head), args, rows, thread.scratch.data());
       return;
     case AttendKind::kStored:
       selection.store_logits(Tile(kv_head), args, Logits(thread, kv_head) + int64_t{1} * first * config_.page_tokens,
@@ -214,7 +214,7 @@ int64_t AttendWorkload::RunItem(int thread_index, int64_t item) {
   Thread& thread = threads_[thread_index];
   const KvPage* pages = &pages_[item % num_items_ * pages_per_item_];
   for (int head = 0; head < config_.kv_heads; ++head) {
-    config_.kernels->init_rows(Tile(head), nullptr, Rows(thread, head));
+    config_.kernels.init_rows(Tile(head), nullptr, Rows(thread, head));
   }
   std::fill(thread.bins.begin(), thread.bins.end(), 0);
   const bool digests = config_.kind == AttendKind::kDigests;
@@ -230,7 +230,7 @@ int64_t AttendWorkload::RunItem(int thread_index, int64_t item) {
     out.o = thread.o.data() + int64_t{1} * head * num_tokens_ * config_.group * config_.head_size;
     out.token_stride = int64_t{1} * config_.group * config_.head_size;
     out.head_stride = config_.head_size;
-    config_.kernels->finalize_rows(Tile(head), Rows(thread, head), out);
+    config_.kernels.finalize_rows(Tile(head), Rows(thread, head), out);
   }
   if (digests) return int64_t{pages_per_item_} * config_.kv_heads * DigestLayoutOf(1, config_.head_size).box_bytes;
   return pages_per_item_ * config_.page_tokens * token_bytes();
