@@ -5,10 +5,11 @@
 
 #include "kernels/attention.h"
 #include "kernels/isa.h"
+#include "kernels/selection.h"
 
 namespace hybridgen {
 
-enum class Operation : uint8_t { kInitRows, kAttend, kFinalizeRows, kMergeRows, kWriteKv, kConvertPage };
+enum class Operation : uint8_t { kInitRows, kAttend, kFinalizeRows, kMergeRows, kWriteKv, kConvertPage, kSelection };
 
 // Head sizes that a row takes.
 enum class HeadClass : uint8_t { kAny, kMultipleOf32 };
@@ -38,6 +39,7 @@ struct KernelRow {
   MergeRowsFn merge_rows = nullptr;
   WriteKvFn write_kv = nullptr;
   ConvertPageFn convert_page = nullptr;
+  SelectionKernels selection;
 
   constexpr KernelRow(Isa level, InitRowsFn f) : isa(level), operation(Operation::kInitRows), init_rows(f) {}
   constexpr KernelRow(Isa level, PageClass served, AttendFn f)
@@ -47,6 +49,8 @@ struct KernelRow {
   constexpr KernelRow(Isa level, MergeRowsFn f) : isa(level), operation(Operation::kMergeRows), merge_rows(f) {}
   constexpr KernelRow(Isa level, WriteKvFn f) : isa(level), operation(Operation::kWriteKv), write_kv(f) {}
   constexpr KernelRow(Isa level, ConvertPageFn f) : isa(level), operation(Operation::kConvertPage), convert_page(f) {}
+  constexpr KernelRow(Isa level, const SelectionKernels& f)
+      : isa(level), operation(Operation::kSelection), selection(f) {}
 };
 
 // Rows of one ISA source. Static storage.
@@ -64,6 +68,7 @@ struct KernelSet {
   MergeRowsFn merge_rows = nullptr;
   WriteKvFn write_kv = nullptr;
   ConvertPageFn convert_page = nullptr;
+  SelectionKernels selection;  // of one ISA, for all pages
   AttendFn attend_by[kNumPageFormats][kNumDTypes][kNumHeadClasses] = {};
 
   AttendFn attend(const PageGeometry& pages) const {

@@ -32,6 +32,9 @@ void Take(const KernelRow& row, KernelSet& set) {
     case Operation::kConvertPage:
       set.convert_page = row.convert_page;
       break;
+    case Operation::kSelection:
+      set.selection = row.selection;
+      break;
     case Operation::kAttend:
       for (int format = 0; format < kNumPageFormats; ++format) {
         if ((row.pages.formats & BitOf(static_cast<PageFormat>(format))) == 0) continue;

@@ -44,11 +44,17 @@ TEST(KernelTableTest, RowsAreInTheOrderOfTheirIsaAndHaveTheirFunction) {
   for (const KernelRow& row : AllKernelRows()) {
     EXPECT_GE(row.isa, last);
     last = row.isa;
-    const bool has[] = {row.init_rows != nullptr,  row.attend != nullptr,   row.finalize_rows != nullptr,
-                        row.merge_rows != nullptr, row.write_kv != nullptr, row.convert_page != nullptr};
+    const bool has[] = {row.init_rows != nullptr,
+                        row.attend != nullptr,
+                        row.finalize_rows != nullptr,
+                        row.merge_rows != nullptr,
+                        row.write_kv != nullptr,
+                        row.convert_page != nullptr,
+                        row.selection.store_logits != nullptr};
     const Operation operations[] = {Operation::kInitRows,  Operation::kAttend,  Operation::kFinalizeRows,
-                                    Operation::kMergeRows, Operation::kWriteKv, Operation::kConvertPage};
-    for (int i = 0; i < 6; ++i) {
+                                    Operation::kMergeRows, Operation::kWriteKv, Operation::kConvertPage,
+                                    Operation::kSelection};
+    for (int i = 0; i < 7; ++i) {
       EXPECT_EQ(has[i], row.operation == operations[i]) << IsaName(row.isa) << " " << static_cast<int>(row.operation);
     }
   }
@@ -64,6 +70,11 @@ TEST(KernelTableTest, EverySetIsComplete) {
     EXPECT_NE(set.merge_rows, nullptr);
     EXPECT_NE(set.write_kv, nullptr);
     EXPECT_NE(set.convert_page, nullptr);
+    EXPECT_NE(set.selection.store_logits, nullptr);
+    EXPECT_NE(set.selection.summarise_logits, nullptr);
+    EXPECT_NE(set.selection.attend_selected, nullptr);
+    EXPECT_NE(set.selection.build_digest, nullptr);
+    EXPECT_NE(set.selection.bound_logits, nullptr);
     for (const auto& by_dtype : set.attend_by) {
       for (const auto& by_heads : by_dtype) {
         for (const AttendFn attend : by_heads) EXPECT_NE(attend, nullptr) << set.name;

@@ -31,6 +31,14 @@ static constexpr size_t ScratchScoreFloats() { return static_cast<size_t>(kMaxRo
 static constexpr size_t ScratchKeyFloats(int head_size) {
   return static_cast<size_t>(kSharedChunkGroups) * 16 * head_size;
 }
+// Behind those of an attend call: V rows of selected tokens, as many as there is room for K.
+static constexpr size_t ScratchValueFloats(int head_size) {
+  return static_cast<size_t>(kSharedChunkGroups) * 16 * ((head_size + 15) / 16 * 16);
+}
+// Queries of digest bounds, split by sign.
+static constexpr size_t ScratchSignedQueryFloats(int head_size) {
+  return static_cast<size_t>(kMaxTileRows) * 2 * ((head_size + 15) / 16 * 16);
+}
 
 }  // namespace hybridgen
 

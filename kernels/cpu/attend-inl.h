@@ -1,45 +1,15 @@
 // Attention of a tile of rows over a list of pages: online softmax over chunks of 16-token groups. Textually included
-// once per ISA, after tile-inl.h.
+// once per ISA, after softmax-inl.h.
 #ifndef KERNELS_CPU_ATTEND_INL_H_
 #define KERNELS_CPU_ATTEND_INL_H_
 
 namespace hybridgen {
 namespace {
 
-// 16 consecutive tokens of one page.
-struct Group {
-  const char* k;  // as the score function reads it
-  const char* v;
-  int32_t position;  // of the first token
-  int32_t valid;     // tokens that exist, 1 to 16
-  const char* next;  // to fetch while this K is read: the run's next K, behind the last one V
-  int run;           // in the chunk
-  int step;          // in the run
-};
-
-// A group that some row of a block sees.
-struct SeenGroup {
-  const Group* group;
-  bool whole;  // by every row of the block, all 16 tokens
-};
-
-// Tokens [lo, hi) of a group that one query token sees; lo >= hi: none.
-struct Span {
-  int lo;
-  int hi;
-};
-
-HG_INLINE Span Visible(const Group& group, int32_t begin, int32_t end) {
-  // Compared before subtracting: begin and end may be anything, such as INT32_MAX for "no limit".
-  const int lo = begin <= group.position ? 0 : (begin >= group.position + 16 ? 16 : begin - group.position);
-  const int hi = end >= group.position + group.valid ? group.valid : (end <= group.position ? 0 : end - group.position);
-  return {lo, hi};
-}
-
 using ScoreFn = void (*)(const KeyGroups&, const Layout&, int, const float*, float*);
 using SumFn = void (*)(const ValueGroups&, const Layout&, int, const float*, float*);
 using EdgeFn = void (*)(const char*, const Layout&, const float*, int, int, float*);
-using SoftmaxFn = bool (*)(const QueryTile&, int, const SeenGroup*, int, float*, RowState, float*);
+using LogitFn = float (*)(const QueryTile&, int, const SeenGroup*, int, float*);
 
 // How K lies where the score function reads it: 16 tokens per dim, 16 tokens per pair of dims that stay bfloat16, or
 // the dims of one token after the other.
@@ -66,7 +36,7 @@ struct Call {
   ScoreFn score[kRowBlockSizes];  // by log2 of the block's rows
   SumFn sum[kRowBlockSizes];
   EdgeFn edge;
-  SoftmaxFn softmax;
+  LogitFn logits;
 };
 
 HG_INLINE int BlockSizeIndex(int rows) {
@@ -75,59 +45,14 @@ HG_INLINE int BlockSizeIndex(int rows) {
   return index;
 }
 
-// Turns one row's scores into weights exp(logit - max) and folds the maximum and sum into the row's state. *decay: the
-// factor for what was accumulated before. False: a logit is +inf.
-template <bool kSoftCap, bool kAlibi>
-bool SoftmaxRow(const QueryTile& tile, int row, const SeenGroup* groups, int num_groups, float* scores, RowState state,
-                float* decay) {
-  const int token = row / tile.group;
-  const int32_t begin = tile.kv_begin[token];
-  const int32_t end = tile.kv_end[token];
-  const Vec scale = Set(tile.scale);
-  Vec max = Set(kMinusInfinity);
-  for (int i = 0; i < num_groups; ++i) {
-    Vec x = Mul(Load(scores + 16 * i), scale);
-    if constexpr (kSoftCap) x = Mul(Tanh(Mul(x, Set(1.0f / tile.soft_cap))), Set(tile.soft_cap));
-    if constexpr (kAlibi) {
-      alignas(64) static constexpr float kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-      const float distance = static_cast<float>(groups[i].group->position - tile.query_position[token]);
-      x = Fma(Add(Set(distance), Load(kLane)), Set(tile.alibi_slopes[row % tile.group]), x);
-    }
-    if (!groups[i].whole) {
-      const Span span = Visible(*groups[i].group, begin, end);
-      x = KeepLanes(x, span.lo, span.hi, kMinusInfinity);
-    }
-    Store(scores + 16 * i, x);
-    max = Max(max, x);
-  }
-  const float old_max = state.max[row];
-  const float chunk_max = HorizontalMax(max);
-  const float new_max = old_max > chunk_max ? old_max : chunk_max;
-  if (new_max == -kMinusInfinity) return false;
-  // All -inf so far: any finite reference gives weights of 0, while -inf - -inf would be NaN.
-  const float reference = new_max == kMinusInfinity ? 0.0f : new_max;
-  Vec sum = Zero();
-  for (int i = 0; i < num_groups; ++i) {
-    const Vec p = Exp(Sub(Load(scores + 16 * i), Set(reference)));
-    Store(scores + 16 * i, p);
-    sum = Add(sum, p);
-  }
-  *decay = Exp(old_max - reference);
-  state.max[row] = new_max;
-  state.sum[row] = state.sum[row] * *decay + HorizontalSum(sum);
-  return true;
-}
-
-// One block of rows over one chunk. next: for each group of the chunk, K to fetch ahead. False: a logit is +inf.
-bool AttendRows(const Call& call, const Group* chunk, const char* const* next, int num_groups, int first_row) {
+// Products of one block of rows with the groups of a chunk that some of its rows see. Returns their number; seen[i] is
+// the group whose products with row first_row + r lie at call.scores + r * kScoreStride + 16 * i.
+int ScoreChunk(const Call& call, const Group* chunk, int num_groups, int first_row, SeenGroup* seen) {
   const QueryTile& tile = *call.tile;
   const int rows = AtMost(kRowBlock, call.rows - first_row);
   const int first_token = first_row / tile.group;
   const int last_token = (first_row + rows - 1) / tile.group;
-
-  SeenGroup seen[kChunkGroups];
   KeyGroups keys;
-  const char* next_keys[kChunkGroups];
   int num_seen = 0;
   for (int i = 0; i < num_groups; ++i) {
     bool any = false;
@@ -142,21 +67,30 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
     keys.k[num_seen] = chunk[i].k;
     keys.next[num_seen] = chunk[i].next;
     keys.valid[num_seen] = chunk[i].valid;
-    next_keys[num_seen] = next[i];
     ++num_seen;
   }
-  if (num_seen == 0) return true;
-
   keys.count = num_seen;
-  const int size = BlockSizeIndex(rows);
-  call.score[size](keys, call.layout, tile.head_size, call.q + static_cast<size_t>(first_row) * call.q_floats,
-                   call.scores);
+  if (num_seen > 0) {
+    call.score[BlockSizeIndex(rows)](keys, call.layout, tile.head_size,
+                                     call.q + static_cast<size_t>(first_row) * call.q_floats, call.scores);
+  }
+  return num_seen;
+}
+
+// One block of rows over one chunk. next: for each group of the chunk, K to fetch ahead. False: a logit is +inf.
+bool AttendRows(const Call& call, const Group* chunk, const char* const* next, int num_groups, int first_row) {
+  const QueryTile& tile = *call.tile;
+  const int rows = AtMost(kRowBlock, call.rows - first_row);
+  SeenGroup seen[kChunkGroups];
+  const int num_seen = ScoreChunk(call, chunk, num_groups, first_row, seen);
+  if (num_seen == 0) return true;
 
   float decay[kRowBlock];
   for (int r = 0; r < rows; ++r) {
-    if (!call.softmax(tile, first_row + r, seen, num_seen, call.scores + r * kScoreStride, call.state, &decay[r])) {
-      return false;
-    }
+    const int row = first_row + r;
+    float* scores = call.scores + r * kScoreStride;
+    const float chunk_max = call.logits(tile, row, seen, num_seen, scores);
+    if (!WeightRow(chunk_max, num_seen, scores, &call.state.max[row], &call.state.sum[row], &decay[r])) return false;
   }
 
   ValueGroups groups;
@@ -164,12 +98,12 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
   for (int i = 0; i < num_seen; ++i) {
     if (!seen[i].whole) continue;
     groups.v[groups.count] = seen[i].group->v;
-    groups.next[groups.count] = next_keys[i];
+    groups.next[groups.count] = next[seen[i].group - chunk];
     groups.p[groups.count] = call.scores + 16 * i;
     ++groups.count;
   }
   float* acc = call.state.acc + static_cast<size_t>(first_row) * call.vecs * 16;
-  call.sum[size](groups, call.layout, rows, decay, acc);
+  call.sum[BlockSizeIndex(rows)](groups, call.layout, rows, decay, acc);
 
   for (int i = 0; i < num_seen; ++i) {
     if (seen[i].whole) continue;
@@ -183,34 +117,48 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
   return true;
 }
 
-// Rows of a strided group -> float32 [head_size][16], the form of a packed group. Tokens that do not exist are zeros
-// and are not read.
-void TransposeKeys(const Group& group, DType dtype, int64_t token_bytes, int head_size, float* out) {
+// K rows of `count` tokens -> float32 [head_size][16], the form of a packed group. Tokens that do not exist are zeros.
+void TransposeKeys(const char* const* rows, int count, DType dtype, int head_size, float* out) {
   for (int dim = 0; dim < head_size; dim += 16) {
     Vec block[16];
-    for (int t = 0; t < 16; ++t) {
-      block[t] = t < group.valid ? LoadRow(group.k + t * token_bytes, dtype, dim, head_size) : Zero();
-    }
+    for (int t = 0; t < 16; ++t) block[t] = t < count ? LoadRow(rows[t], dtype, dim, head_size) : Zero();
     Transpose16(block);
     const int dims = AtMost(16, head_size - dim);
     for (int d = 0; d < dims; ++d) Store(out + static_cast<size_t>(dim + d) * 16, block[d]);
   }
 }
 
-// Rows of a strided bfloat16 group -> pairs [head_size / 2][16][2], the form of a packed group: a transposition of
-// 4-byte elements.
-void TransposePairs(const Group& group, int64_t token_bytes, int head_size, float* out) {
+// K of up to 16 rows of bfloat16 -> pairs [head_size / 2][16][2], the form of a packed group: a transposition of 4-byte
+// elements. Rows from `count` on are zeros.
+void TransposePairs(const char* const* rows, int count, int head_size, float* out) {
   const int pairs = head_size / 2;
   for (int pair = 0; pair < pairs; pair += 16) {
-    const int count = AtMost(16, pairs - pair);
+    const int width = AtMost(16, pairs - pair);
     Vec block[16];
     for (int t = 0; t < 16; ++t) {
       float row[16] = {};
-      if (t < group.valid) __builtin_memcpy(row, group.k + t * token_bytes + 4 * pair, 4 * static_cast<size_t>(count));
+      if (t < count) __builtin_memcpy(row, rows[t] + 4 * pair, 4 * static_cast<size_t>(width));
       block[t] = Load(row);
     }
     Transpose16(block);
-    for (int i = 0; i < count; ++i) Store(out + static_cast<size_t>(pair + i) * 16, block[i]);
+    for (int i = 0; i < width; ++i) Store(out + static_cast<size_t>(pair + i) * 16, block[i]);
+  }
+}
+
+// Makes every group's K what the score function reads.
+void TransposeChunk(const Call& call, Group* chunk, int num_groups) {
+  if (call.keys == nullptr) return;
+  const PageGeometry& geometry = call.args->geometry;
+  for (int i = 0; i < num_groups; ++i) {
+    float* keys = call.keys + static_cast<size_t>(i) * 16 * geometry.head_size;
+    const char* rows[16];
+    for (int t = 0; t < chunk[i].valid; ++t) rows[t] = chunk[i].k + t * call.layout.key.token;
+    if (call.order == KeyOrder::kPairMajor) {
+      TransposePairs(rows, chunk[i].valid, geometry.head_size, keys);
+    } else {
+      TransposeKeys(rows, chunk[i].valid, geometry.dtype, geometry.head_size, keys);
+    }
+    chunk[i].k = reinterpret_cast<const char*>(keys);
   }
 }
 
@@ -223,18 +171,7 @@ bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* ne
     next_keys[i] = call.packed ? next[AtMost(num_next - 1, chunk[i].run)].k + chunk[i].step * call.layout.ahead.vec
                                : next[AtMost(num_next - 1, i)].k;
   }
-  if (call.keys != nullptr) {
-    const PageGeometry& geometry = call.args->geometry;
-    for (int i = 0; i < num_groups; ++i) {
-      float* keys = call.keys + static_cast<size_t>(i) * 16 * geometry.head_size;
-      if (call.order == KeyOrder::kPairMajor) {
-        TransposePairs(chunk[i], call.layout.key.token, geometry.head_size, keys);
-      } else {
-        TransposeKeys(chunk[i], geometry.dtype, call.layout.key.token, geometry.head_size, keys);
-      }
-      chunk[i].k = reinterpret_cast<const char*>(keys);
-    }
-  }
+  TransposeChunk(call, chunk, num_groups);
   for (int row = 0; row < call.rows; row += kRowBlock) {
     if (!AttendRows(call, chunk, next_keys, num_groups, row)) return false;
   }
@@ -337,8 +274,8 @@ void SelectFunctions(Call& call) {
   }
   const bool cap = call.tile->soft_cap > 0.0f;
   const bool alibi = call.tile->alibi_slopes != nullptr;
-  call.softmax = cap ? (alibi ? SoftmaxRow<true, true> : SoftmaxRow<true, false>)
-                     : (alibi ? SoftmaxRow<false, true> : SoftmaxRow<false, false>);
+  call.logits = cap ? (alibi ? LogitRow<true, true> : LogitRow<true, false>)
+                    : (alibi ? LogitRow<false, true> : LogitRow<false, false>);
 }
 
 // The part of the address arithmetic that is the same for all pages, in bytes.
@@ -392,6 +329,7 @@ int NextRun(Cursor& cursor, int run, int limit, Group* groups) {
     const int index = cursor.token / 16;
     Group group = {k + index * cursor.address.k_group,
                    v + index * cursor.address.v_group,
+                   cursor.page * args.geometry.page_tokens + cursor.token,
                    page.first_position + cursor.token,
                    AtMost(16, page.num_tokens - cursor.token),
                    nullptr,
@@ -441,30 +379,38 @@ int NextChunk(Cursor& cursor, Group* chunk) {
   return count;
 }
 
-KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState state, void* scratch) {
-  Call call;
+// How Attend reads K. Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less
+// than transposing 16 tokens. Several blocks share a transposition, but would each widen and reduce.
+KeyOrder KeyOrderOf(const QueryTile& tile, const AttendArgs& args) {
+  const bool packed = args.geometry.format == PageFormat::kPackedV1;
+  if (!packed && tile.num_tokens * tile.group <= kRowBlock) return KeyOrder::kTokenMajor;
+  const bool pairs = kHasPairDot && args.geometry.dtype == DType::kBFloat16 && tile.dtype == DType::kBFloat16;
+  return pairs ? KeyOrder::kPairMajor : KeyOrder::kDimMajor;
+}
+
+// Fills in `call`, packs the queries and returns the walk at its begin. call.state stays as it is.
+Cursor Begin(const QueryTile& tile, const AttendArgs& args, KeyOrder order, void* scratch, Call& call) {
   call.tile = &tile;
   call.args = &args;
-  call.state = state;
   call.rows = tile.num_tokens * tile.group;
   call.vecs = (tile.head_size + 15) / 16;
   call.packed = args.geometry.format == PageFormat::kPackedV1;
-  const bool one_block = call.rows <= kRowBlock;
-  // Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less than transposing
-  // 16 tokens. Several blocks share a transposition, but would each widen and reduce.
-  const bool by_dims = call.packed || !one_block;
-  const bool pairs =
-      kHasPairDot && by_dims && args.geometry.dtype == DType::kBFloat16 && tile.dtype == DType::kBFloat16;
-  call.order = pairs ? KeyOrder::kPairMajor : by_dims ? KeyOrder::kDimMajor : KeyOrder::kTokenMajor;
-  call.max_groups = one_block ? kChunkGroups : kSharedChunkGroups;
+  call.order = order;
+  call.max_groups = call.rows <= kRowBlock ? kChunkGroups : kSharedChunkGroups;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
   call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);
   call.q_floats = call.order == KeyOrder::kTokenMajor ? 16 * call.vecs : tile.head_size;
   call.scores = call.q + ScratchQueryFloats(tile.head_size);
-  call.keys = !call.packed && by_dims ? call.scores + ScratchScoreFloats() : nullptr;
+  call.keys = !call.packed && order != KeyOrder::kTokenMajor ? call.scores + ScratchScoreFloats() : nullptr;
   SelectFunctions(call);
-  Cursor cursor = {&call, SetLayout(call), 0, 0};
   PackQueries(call);
+  return {&call, SetLayout(call), 0, 0};
+}
+
+KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState state, void* scratch) {
+  Call call;
+  call.state = state;
+  Cursor cursor = Begin(tile, args, KeyOrderOf(tile, args), scratch, call);
 
   Group chunks[2][kChunkGroups];
   int count = NextChunk(cursor, chunks[0]);

@@ -15,15 +15,21 @@
 #include "kernels/cpu/elements-inl.h"
 #include "kernels/cpu/rows-inl.h"
 #include "kernels/cpu/tile-inl.h"
+#include "kernels/cpu/softmax-inl.h"
 #include "kernels/cpu/attend-inl.h"
+#include "kernels/cpu/logits-inl.h"
+#include "kernels/cpu/selected-inl.h"
+#include "kernels/cpu/digest-inl.h"
 // clang-format on
 
 namespace hybridgen {
 namespace {
 
+constexpr SelectionKernels kSelection = {StoreLogits, SummariseLogits, AttendSelected, BuildDigest, BoundLogits};
+
 constexpr KernelRow kRows[] = {
     {Isa::kAvx2, InitRows}, {Isa::kAvx2, PageClass(), Attend}, {Isa::kAvx2, FinalizeRows}, {Isa::kAvx2, MergeRows},
-    {Isa::kAvx2, WriteKv},  {Isa::kAvx2, ConvertPage},
+    {Isa::kAvx2, WriteKv},  {Isa::kAvx2, ConvertPage},         {Isa::kAvx2, kSelection},
 };
 
 }  // namespace

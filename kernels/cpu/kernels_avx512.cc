@@ -15,16 +15,23 @@
 #include "kernels/cpu/elements-inl.h"
 #include "kernels/cpu/rows-inl.h"
 #include "kernels/cpu/tile-inl.h"
+#include "kernels/cpu/softmax-inl.h"
 #include "kernels/cpu/attend-inl.h"
+#include "kernels/cpu/logits-inl.h"
+#include "kernels/cpu/selected-inl.h"
+#include "kernels/cpu/digest-inl.h"
 // clang-format on
 
 namespace hybridgen {
 namespace {
 
+constexpr SelectionKernels kSelection = {StoreLogits, SummariseLogits, AttendSelected, BuildDigest, BoundLogits};
+
 constexpr KernelRow kRows[] = {
     {Isa::kAvx512, InitRows},     {Isa::kAvx512, PageClass(), Attend},
     {Isa::kAvx512, FinalizeRows}, {Isa::kAvx512, MergeRows},
     {Isa::kAvx512, WriteKv},      {Isa::kAvx512, ConvertPage},
+    {Isa::kAvx512, kSelection},
 };
 
 }  // namespace

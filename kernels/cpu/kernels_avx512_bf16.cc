@@ -12,14 +12,21 @@
 #include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/elements-inl.h"
 #include "kernels/cpu/tile-inl.h"
+#include "kernels/cpu/softmax-inl.h"
 #include "kernels/cpu/attend-inl.h"
+#include "kernels/cpu/logits-inl.h"
+#include "kernels/cpu/selected-inl.h"
+#include "kernels/cpu/digest-inl.h"
 // clang-format on
 
 namespace hybridgen {
 namespace {
 
+constexpr SelectionKernels kSelection = {StoreLogits, SummariseLogits, AttendSelected, BuildDigest, BoundLogits};
+
 constexpr KernelRow kRows[] = {
     {Isa::kAvx512Bf16, {BitOf(DType::kBFloat16)}, Attend},
+    {Isa::kAvx512Bf16, kSelection},
 };
 
 }  // namespace

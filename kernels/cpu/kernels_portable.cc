@@ -15,16 +15,23 @@
 #include "kernels/cpu/elements-inl.h"
 #include "kernels/cpu/rows-inl.h"
 #include "kernels/cpu/tile-inl.h"
+#include "kernels/cpu/softmax-inl.h"
 #include "kernels/cpu/attend-inl.h"
+#include "kernels/cpu/logits-inl.h"
+#include "kernels/cpu/selected-inl.h"
+#include "kernels/cpu/digest-inl.h"
 // clang-format on
 
 namespace hybridgen {
 namespace {
 
+constexpr SelectionKernels kSelection = {StoreLogits, SummariseLogits, AttendSelected, BuildDigest, BoundLogits};
+
 constexpr KernelRow kRows[] = {
     {Isa::kPortable, InitRows},     {Isa::kPortable, PageClass(), Attend},
     {Isa::kPortable, FinalizeRows}, {Isa::kPortable, MergeRows},
     {Isa::kPortable, WriteKv},      {Isa::kPortable, ConvertPage},
+    {Isa::kPortable, kSelection},
 };
 
 }  // namespace

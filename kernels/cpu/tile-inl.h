@@ -295,22 +295,23 @@ void SumRows(const ValueGroups& groups, const Layout& layout, int rows, const fl
   SumColumns<kElements, kFormat, kRows, kVecs, 4>(groups, layout, 0, rows, decay, acc);
 }
 
+// A vector of V of token t; v: the vector's begin in a group or page.
+template <Elements kElements, Extent kExtent>
+HG_INLINE Vec LoadValues(const char* v, int64_t token_bytes, int t) {
+  if constexpr (kElements == Elements::kBF16Pairs) {
+    Vec even, odd;
+    LoadBF16Pairs(v + t / 2 * 2 * token_bytes, even, odd);
+    return t % 2 == 0 ? even : odd;
+  } else {
+    return LoadElements<kElements, kExtent>(v + t * token_bytes);
+  }
+}
+
 template <Elements kElements, Extent kExtent>
 HG_INLINE void AddTokens(const char* v, const Layout& layout, const float* p, int lo, int hi, float* acc) {
   Vec sum = Load(acc);
   for (int t = lo; t < hi; ++t) {
-    Vec x;
-    if constexpr (kElements == Elements::kBF16Pairs) {
-      Vec other;
-      if (t % 2 == 0) {
-        LoadBF16Pairs(v + t * layout.value.token, x, other);
-      } else {
-        LoadBF16Pairs(v + (t - 1) * layout.value.token, other, x);
-      }
-    } else {
-      x = LoadElements<kElements, kExtent>(v + t * layout.value.token);
-    }
-    sum = Fma(x, Set(p[t]), sum);
+    sum = Fma(LoadValues<kElements, kExtent>(v, layout.value.token, t), Set(p[t]), sum);
   }
   Store(acc, sum);
 }

@@ -25,6 +25,8 @@ HG_INLINE Vec Zero() { return _mm512_setzero_ps(); }
 HG_INLINE Vec Set(float x) { return _mm512_set1_ps(x); }
 HG_INLINE Vec Load(const float* p) { return _mm512_loadu_ps(p); }
 HG_INLINE void Store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
+HG_INLINE void StoreStream(float* p, Vec x) { _mm512_stream_ps(p, x); }
+HG_INLINE void StreamFence() { _mm_sfence(); }
 HG_INLINE Vec Add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 HG_INLINE Vec Sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 HG_INLINE Vec Mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }

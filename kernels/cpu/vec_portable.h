@@ -37,6 +37,9 @@ HG_INLINE Vec Load(const float* p) {
   return x;
 }
 HG_INLINE void Store(float* p, Vec x) { __builtin_memcpy(p, &x, sizeof(x)); }
+// Around the caches where the ISA can; p is aligned to 64. StreamFence orders such stores before every later store.
+HG_INLINE void StoreStream(float* p, Vec x) { Store(p, x); }
+HG_INLINE void StreamFence() {}
 HG_INLINE Vec Add(const Vec& a, const Vec& b) {
   return PerQuad([&](int i) __attribute__((always_inline)) { return a.q[i] + b.q[i]; });
 }

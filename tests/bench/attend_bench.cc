@@ -4,7 +4,9 @@
 //
 // Every case is checked against the oracle first. A round measures `seq1` (one sequential stream per thread), 2, 4 and
 // 8 streams per thread, and the kernel, for some milliseconds each; rounds in which the machine was not quiet are
-// counted and dropped. `best` is the largest median of all stream counts.
+// counted and dropped. `best` is the largest median of all stream counts. Kinds that read less than all of K and V are
+// also set beside exact attention of the same tokens, measured in the same rounds: `x exact` is the ratio of tokens per
+// second.
 #include <sched.h>
 
 #include <algorithm>
@@ -13,6 +15,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -31,7 +34,9 @@
 using List = std::vector<std::string>;
 
 ABSL_FLAG(std::string, isa, "", "row of the kernel table; empty: the best one of this CPU");
-ABSL_FLAG(List, kinds, List({"decode"}), "decode, cache (arithmetic alone), prefill");
+ABSL_FLAG(
+    List, kinds, List({"decode"}),
+    "decode, cache (arithmetic alone), prefill; stored and summary (logits from K alone), digests (their bounds)");
 ABSL_FLAG(List, dtypes, List({"float32", "float16", "bfloat16"}), "of KV and queries");
 ABSL_FLAG(List, formats, List({"packed"}), "packed, strided");
 ABSL_FLAG(List, page_tokens, List({"128"}), "tokens of a page, multiples of 16");
@@ -110,8 +115,12 @@ std::vector<AttendConfig> Cases() {
   c.head_size = absl::GetFlag(FLAGS_head_size);
   std::vector<AttendConfig> cases;
   for (const std::string& kind : absl::GetFlag(FLAGS_kinds)) {
-    c.kind = Named<AttendKind>(
-        kind, {{"decode", AttendKind::kDecode}, {"cache", AttendKind::kCache}, {"prefill", AttendKind::kPrefill}});
+    c.kind = Named<AttendKind>(kind, {{"decode", AttendKind::kDecode},
+                                      {"cache", AttendKind::kCache},
+                                      {"prefill", AttendKind::kPrefill},
+                                      {"stored", AttendKind::kStored},
+                                      {"summary", AttendKind::kSummary},
+                                      {"digests", AttendKind::kDigests}});
     for (const std::string& dtype : absl::GetFlag(FLAGS_dtypes)) {
       c.dtype = Named<DType>(
           dtype, {{"float32", DType::kFloat32}, {"float16", DType::kFloat16}, {"bfloat16", DType::kBFloat16}});
@@ -165,16 +174,23 @@ class Bench {
 
 json ToJson(const Spread& spread) { return {{"min", spread.min}, {"median", spread.median}, {"max", spread.max}}; }
 
-json RunCase(Bench& bench, const AttendConfig& config, AttendWorkload& work) {
+// exact: null, or the work that `work` is compared with.
+json RunCase(Bench& bench, const AttendConfig& config, AttendWorkload& work, AttendWorkload* exact) {
   const QuietLimits limits = {absl::GetFlag(FLAGS_max_lost), absl::GetFlag(FLAGS_max_foreign)};
   const size_t wanted = absl::GetFlag(FLAGS_samples);
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(absl::GetFlag(FLAGS_case_seconds));
   std::vector<double> ceilings[std::size(kStreams)];
-  std::vector<double> rates, fractions;
+  std::vector<double> rates, fractions, of_exact;
   size_t discarded = 0;
   for (size_t round = 0; rates.size() < wanted && std::chrono::steady_clock::now() < end; ++round) {
     const Sample seq1 = bench.Ceiling(1);
     const Sample sample = bench.Attend(work);
+    if (exact != nullptr) {
+      const Sample other = bench.Attend(*exact);
+      if (IsQuiet(sample, limits) && IsQuiet(other, limits)) {
+        of_exact.push_back(sample.rate * work.tokens_per_byte() / (other.rate * exact->tokens_per_byte()));
+      }
+    }
     if (IsQuiet(seq1, limits) && IsQuiet(sample, limits)) {
       ceilings[0].push_back(seq1.rate);
       rates.push_back(sample.rate);
@@ -201,6 +217,7 @@ json RunCase(Bench& bench, const AttendConfig& config, AttendWorkload& work) {
   result["of_seq1"] = ToJson(SpreadOf(fractions));
   result["of_best"] = rate.median / best;
   result["of_seq1_samples"] = fractions;
+  if (!of_exact.empty()) result["of_exact"] = ToJson(SpreadOf(of_exact));
   return result;
 }
 
@@ -220,6 +237,11 @@ void Print(const json& r) {
       of_seq1["max"].get<double>(), r["of_best"].get<double>(), r["seq1"]["median"].get<double>() / 1e9,
       r["best"].get<double>() / 1e9, r["run_bytes"].get<int64_t>() / 1024, r["clean"].get<int>(),
       r["discarded"].get<int>());
+  if (r.contains("of_exact")) {
+    const json& ratio = r["of_exact"];
+    std::cout << absl::StrFormat("%-52s %5.2f %5.2f %5.2f x exact (min med max)\n", "", ratio["min"].get<double>(),
+                                 ratio["median"].get<double>(), ratio["max"].get<double>());
+  }
   std::cout.flush();
 }
 
@@ -246,6 +268,14 @@ int Main() {
                                  "GB/s min med max", "GFLOP", "of seq1", "best", "seq1", "best", "run");
   }
   for (const AttendConfig& config : Cases()) {
+    const bool selection = config.kind == AttendKind::kStored || config.kind == AttendKind::kSummary ||
+                           config.kind == AttendKind::kDigests;
+    std::unique_ptr<AttendWorkload> exact;  // first: what the memory holds is as `work` wants it
+    if (selection) {
+      AttendConfig decode = config;
+      decode.kind = AttendKind::kDecode;
+      exact = std::make_unique<AttendWorkload>(decode, memory->get(), static_cast<int>(bench.threads()));
+    }
     AttendWorkload work(config, memory->get(), static_cast<int>(bench.threads()));
     const absl::Status verified = work.Verify();
     if (!verified.ok()) Die(verified);
@@ -253,7 +283,7 @@ int Main() {
       Serve(bench, work);
       return 0;
     }
-    results.push_back(RunCase(bench, config, work));
+    results.push_back(RunCase(bench, config, work, exact.get()));
     Print(results.back());
   }
   const std::string path = absl::GetFlag(FLAGS_json);

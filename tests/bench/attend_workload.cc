@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <random>
 
 #include "absl/strings/str_cat.h"
-#include "tests/oracle/attention_oracle.h"
 
 namespace hybridgen {
 namespace {
@@ -17,6 +17,9 @@ constexpr int kItemTokens = 1024;  // small enough that samples of some millisec
 constexpr int kCallTokens = 256;   // per decode call, at least kCallPages pages: what the CPU worker passes
 constexpr int kCallPages = 4;
 constexpr int kCacheTokens = 256;
+constexpr int kItemDigests = 256;
+constexpr int kCallDigests = 64;
+constexpr int kLineFloats = 16;
 
 void StoreElement(DType dtype, void* base, size_t index, float x) {
   if (dtype == DType::kFloat32) {
@@ -40,6 +43,12 @@ const char* KindName(AttendKind kind) {
       return "cache";
     case AttendKind::kPrefill:
       return "prefill";
+    case AttendKind::kStored:
+      return "stored";
+    case AttendKind::kSummary:
+      return "summary";
+    case AttendKind::kDigests:
+      return "digests";
   }
   return "unknown";
 }
@@ -82,7 +91,8 @@ std::string AttendConfig::Name() const {
 }
 
 AttendWorkload::AttendWorkload(const AttendConfig& c, KvMemory* memory, int threads) : config_(c) {
-  memory->Fill(c.dtype);
+  const bool digests = c.kind == AttendKind::kDigests;
+  memory->Fill(digests ? DType::kBFloat16 : c.dtype);
   geometry_.format = c.format;
   geometry_.dtype = c.dtype;
   geometry_.page_tokens = c.page_tokens;
@@ -93,16 +103,17 @@ AttendWorkload::AttendWorkload(const AttendConfig& c, KvMemory* memory, int thre
   geometry_.k_head_stride = geometry_.v_head_stride = int64_t{2} * c.head_size * c.page_tokens;
   num_tokens_ = c.kind == AttendKind::kPrefill ? kMaxTileRows / c.group : 1;
   const int tokens = c.kind == AttendKind::kCache ? kCacheTokens : kItemTokens;
-  pages_per_item_ = std::max(1, tokens / c.page_tokens);
+  pages_per_item_ = digests ? kItemDigests : std::max(1, tokens / c.page_tokens);
   const size_t role_bytes = PackedPageBytes(c.dtype, c.kv_heads, c.page_tokens, c.head_size);
+  const size_t page_bytes = digests ? DigestLayoutOf(c.kv_heads, c.head_size).bytes : 2 * role_bytes;
   num_items_ =
-      c.kind == AttendKind::kCache ? 1 : static_cast<int64_t>(memory->bytes() / (2 * role_bytes * pages_per_item_));
+      c.kind == AttendKind::kCache ? 1 : static_cast<int64_t>(memory->bytes() / (page_bytes * pages_per_item_));
   std::vector<size_t> place(num_items_ * pages_per_item_);
   for (size_t i = 0; i < place.size(); ++i) place[i] = i;
   std::shuffle(place.begin(), place.end(), std::mt19937(2));
   for (size_t i = 0; i < place.size(); ++i) {
     KvPage page;
-    page.k = reinterpret_cast<uint64_t>(memory->data()) + place[i] * 2 * role_bytes;
+    page.k = reinterpret_cast<uint64_t>(memory->data()) + place[i] * page_bytes;
     page.v = page.k + (c.format == PageFormat::kStrided ? c.head_size * DTypeSize(c.dtype) : role_bytes);
     page.first_position = static_cast<int32_t>(i % pages_per_item_) * c.page_tokens;
     page.num_tokens = c.page_tokens;
@@ -122,8 +133,25 @@ AttendWorkload::AttendWorkload(const AttendConfig& c, KvMemory* memory, int thre
     thread.sum.resize(rows);
     thread.acc.resize(rows * PaddedHeadSize(c.head_size));
     thread.o.resize(rows * c.head_size);
-    thread.scratch.resize(AttendScratchBytes(c.head_size));
+    thread.bins.resize(rows * kLogitBins);
+    thread.logits.resize(rows * slots() + kLineFloats);
+    thread.scratch.resize(std::max(AttendScratchBytes(c.head_size), DigestScratchBytes(c.head_size)));
   }
+}
+
+int64_t AttendWorkload::token_bytes() const {
+  const bool both =
+      config_.kind == AttendKind::kDecode || config_.kind == AttendKind::kCache || config_.kind == AttendKind::kPrefill;
+  return int64_t{both ? 2 : 1} * config_.head_size * config_.kv_heads * static_cast<int64_t>(DTypeSize(config_.dtype));
+}
+
+int AttendWorkload::slots() const {
+  return config_.kind == AttendKind::kDigests ? pages_per_item_ : pages_per_item_ * config_.page_tokens;
+}
+
+float* AttendWorkload::Logits(Thread& thread, int kv_head) const {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(thread.logits.data()) + 63;
+  return reinterpret_cast<float*>(begin / 64 * 64) + static_cast<int64_t>(kv_head) * rows() * slots();
 }
 
 QueryTile AttendWorkload::Tile(int kv_head) const {
@@ -149,23 +177,52 @@ RowState AttendWorkload::Rows(Thread& thread, int kv_head) const {
           thread.acc.data() + first * PaddedHeadSize(config_.head_size)};
 }
 
+void AttendWorkload::RunPages(Thread& thread, const KvPage* pages, int first, int count, int kv_head,
+                              int next_kv_head) {
+  const SelectionKernels& selection = config_.kernels.selection;
+  const RowState rows = Rows(thread, kv_head);
+  AttendArgs args;
+  args.geometry = geometry_;
+  args.pages = pages + first;
+  args.num_pages = count;
+  args.kv_head = kv_head;
+  args.next_kv_head = next_kv_head;
+  switch (config_.kind) {
+    case AttendKind::kDecode:
+    case AttendKind::kCache:
+    case AttendKind::kPrefill:
+      config_.kernels.attend(args.geometry)(Tile(kv_head), args, rows, thread.scratch.data());
+      return;
+    case AttendKind::kStored:
+      selection.store_logits(Tile(kv_head), args, Logits(thread, kv_head) + int64_t{1} * first * config_.page_tokens,
+                             slots(), thread.scratch.data());
+      return;
+    case AttendKind::kSummary:
+      selection.summarise_logits(
+          Tile(kv_head), args,
+          {rows.max, rows.sum, thread.bins.data() + int64_t{1} * kv_head * this->rows() * kLogitBins},
+          thread.scratch.data());
+      return;
+    case AttendKind::kDigests:
+      selection.bound_logits(Tile(kv_head), args, Logits(thread, kv_head) + first, slots(), thread.scratch.data());
+      return;
+  }
+}
+
 int64_t AttendWorkload::RunItem(int thread_index, int64_t item) {
   Thread& thread = threads_[thread_index];
   const KvPage* pages = &pages_[item % num_items_ * pages_per_item_];
   for (int head = 0; head < config_.kv_heads; ++head) {
     config_.kernels.init_rows(Tile(head), nullptr, Rows(thread, head));
   }
-  AttendArgs args;
-  args.geometry = geometry_;
-  const int step =
-      config_.kind == AttendKind::kPrefill ? pages_per_item_ : std::max(kCallPages, kCallTokens / config_.page_tokens);
+  std::fill(thread.bins.begin(), thread.bins.end(), 0);
+  int step = std::max(kCallPages, kCallTokens / config_.page_tokens);
+  if (config_.kind == AttendKind::kDigests) step = kCallDigests;
+  if (config_.kind == AttendKind::kPrefill) step = pages_per_item_;
   for (int first = 0; first < pages_per_item_; first += step) {
-    args.pages = pages + first;
-    args.num_pages = std::min(step, pages_per_item_ - first);
+    const int count = std::min(step, pages_per_item_ - first);
     for (int head = 0; head < config_.kv_heads; ++head) {
-      args.kv_head = head;
-      args.next_kv_head = head + 1 < config_.kv_heads ? head + 1 : -1;
-      config_.kernels.attend(args.geometry)(Tile(head), args, Rows(thread, head), thread.scratch.data());
+      RunPages(thread, pages, first, count, head, head + 1 < config_.kv_heads ? head + 1 : -1);
     }
   }
   for (int head = 0; head < config_.kv_heads; ++head) {
@@ -175,47 +232,117 @@ int64_t AttendWorkload::RunItem(int thread_index, int64_t item) {
     out.head_stride = config_.head_size;
     config_.kernels.finalize_rows(Tile(head), Rows(thread, head), out);
   }
-  return int64_t{2} * pages_per_item_ * config_.page_tokens * config_.head_size * config_.kv_heads *
-         static_cast<int64_t>(DTypeSize(config_.dtype));
+  if (config_.kind == AttendKind::kDigests)
+    return int64_t{pages_per_item_} * config_.kv_heads * DigestLayoutOf(1, config_.head_size).box_bytes;
+  return pages_per_item_ * config_.page_tokens * token_bytes();
+}
+
+OracleInput AttendWorkload::Problem(int kv_head) const {
+  const size_t first = static_cast<size_t>(kv_head) * rows() * config_.head_size;
+  OracleInput in;
+  in.num_tokens = 1;  // all query tokens see the same keys; the first one stands for them
+  in.query_heads = config_.group;
+  in.kv_heads = 1;
+  in.head_size = config_.head_size;
+  in.scale = Tile(kv_head).scale;
+  in.query = [=](int, int h, int dim) {
+    return LoadElement(config_.dtype, q_.data(), static_cast<int64_t>(first) + h * config_.head_size + dim);
+  };
+  in.key = [=](int position, int, int dim) { return ElementOf(KvRole::kKey, position, kv_head, dim); };
+  in.value = [=](int position, int, int dim) { return ElementOf(KvRole::kValue, position, kv_head, dim); };
+  in.SetRanges(kv_end_[0], OracleInput::Mask::kNone, 0);
+  return in;
 }
 
 absl::Status AttendWorkload::Verify() {
   RunItem(0, 0);
   for (const int head : {0, config_.kv_heads - 1}) {
-    const size_t first = static_cast<size_t>(head) * num_tokens_ * config_.group * config_.head_size;
-    OracleInput in;
-    in.num_tokens = 1;  // all query tokens see the same keys; the first one stands for them
-    in.query_heads = config_.group;
-    in.kv_heads = 1;
-    in.head_size = config_.head_size;
-    in.scale = Tile(head).scale;
-    in.query = [&](int, int h, int dim) {
-      return LoadElement(config_.dtype, q_.data(), static_cast<int64_t>(first) + h * config_.head_size + dim);
-    };
-    in.key = [&](int position, int, int dim) { return ElementOf(KvRole::kKey, position, head, dim); };
-    in.value = [&](int position, int, int dim) { return ElementOf(KvRole::kValue, position, head, dim); };
-    in.SetRanges(kv_end_[0], OracleInput::Mask::kNone, 0);
-    const std::vector<OracleRow> rows = AttendOracle(in);
     for (int row = 0; row < config_.group; ++row) {
+      if (absl::Status status = VerifyRow(head, row); !status.ok()) return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AttendWorkload::VerifyRow(int kv_head, int row) {
+  Thread& thread = threads_[0];
+  const OracleInput in = Problem(kv_head);
+  const size_t index = static_cast<size_t>(kv_head) * rows() + row;
+  const auto wrong = [&](const char* what, int at, double error, double tolerance) {
+    return absl::DataLossError(absl::StrCat(config_.Name(), ": KV head ", kv_head, ", row ", row, ", ", what, " ", at,
+                                            " is off by ", error, ", tolerance ", tolerance));
+  };
+  switch (config_.kind) {
+    case AttendKind::kDecode:
+    case AttendKind::kCache:
+    case AttendKind::kPrefill: {
+      const OracleRow expected = AttendOracle(in)[row];
+      const double tolerance = OutputTolerance(expected, DType::kFloat32);
       for (int dim = 0; dim < config_.head_size; ++dim) {
-        const double error = std::abs(threads_[0].o[first + row * config_.head_size + dim] - rows[row].o[dim]);
-        if (error <= OutputTolerance(rows[row], DType::kFloat32)) continue;
-        return absl::DataLossError(absl::StrCat(config_.Name(), ": KV head ", head, ", row ", row, ", dim ", dim,
-                                                " is off by ", error, ", tolerance ",
-                                                OutputTolerance(rows[row], DType::kFloat32)));
+        const double error = std::abs(thread.o[index * config_.head_size + dim] - expected.o[dim]);
+        if (!(error <= tolerance)) return wrong("dim", dim, error, tolerance);
       }
+      return absl::OkStatus();
+    }
+    case AttendKind::kStored:
+      for (int slot = 0; slot < slots(); ++slot) {
+        const OracleLogit expected = LogitOracle(in, 0, row, slot);
+        const double error = std::abs(Logits(thread, kv_head)[row * slots() + slot] - expected.logit);
+        if (!(error <= 1.01 * expected.error)) return wrong("slot", slot, error, expected.error);
+      }
+      return absl::OkStatus();
+    case AttendKind::kSummary: {
+      const OracleRow expected = AttendOracle(in)[row];
+      const double error = std::abs(thread.max[index] + std::log(thread.sum[index]) - expected.lse);
+      if (!(error <= LseTolerance(expected))) return wrong("log of the sum", 0, error, LseTolerance(expected));
+      const uint32_t* bins = &thread.bins[index * kLogitBins];
+      const int64_t counted = std::accumulate(bins, bins + kLogitBins, int64_t{0});
+      if (counted != slots()) return wrong("number of tokens", slots(), counted - slots(), 0);
+      return absl::OkStatus();
+    }
+    case AttendKind::kDigests:
+      return VerifyBounds(in, kv_head, row);
+  }
+  return absl::OkStatus();
+}
+
+// The definition over whatever the box holds, and no more above it than rounding needs.
+absl::Status AttendWorkload::VerifyBounds(const OracleInput& in, int kv_head, int row) {
+  const DigestLayout layout = DigestLayoutOf(config_.kv_heads, config_.head_size);
+  for (int page = 0; page < pages_per_item_; ++page) {
+    const char* digest = reinterpret_cast<const char*>(pages_[page].k);
+    const void* box = digest + layout.box + kv_head * layout.box_bytes;
+    double product = 0;
+    double size = 0;
+    for (int dim = 0; dim < config_.head_size; ++dim) {
+      const double q = in.query(0, row, dim);
+      product += q * LoadElement(DType::kBFloat16, box, 2 * dim + (q > 0 ? 1 : 0));
+      size += std::abs(q);  // elements are at most 1
+    }
+    const double slack = 2 * (4 * config_.head_size + 32) * 0x1p-24 * in.scale * size;
+    const double error = Logits(threads_[0], kv_head)[row * slots() + page] - product * in.scale;
+    if (!(std::abs(error) <= slack)) {
+      return absl::DataLossError(absl::StrCat(config_.Name(), ": KV head ", kv_head, ", row ", row, ", page ", page,
+                                              " is off by ", error, ", tolerance ", slack));
     }
   }
   return absl::OkStatus();
 }
 
 int64_t AttendWorkload::run_bytes() const {
+  if (config_.kind == AttendKind::kDigests) return DigestLayoutOf(1, config_.head_size).box_bytes;
   const int64_t role =
       int64_t{1} * config_.page_tokens * config_.head_size * static_cast<int64_t>(DTypeSize(config_.dtype));
   return config_.format == PageFormat::kStrided ? 2 * role : role;  // K and V of a token are neighbours by strides
 }
 
+double AttendWorkload::tokens_per_byte() const {
+  if (config_.kind != AttendKind::kDigests) return 1.0 / static_cast<double>(token_bytes());
+  return static_cast<double>(config_.page_tokens) / (config_.kv_heads * DigestLayoutOf(1, config_.head_size).box_bytes);
+}
+
 double AttendWorkload::flops_per_byte() const {
+  if (config_.kind == AttendKind::kDigests) return config_.group;  // two dims of bfloat16 per query dim
   return 2.0 * config_.group * num_tokens_ / static_cast<double>(DTypeSize(config_.dtype));
 }
 

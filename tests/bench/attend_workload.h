@@ -1,4 +1,4 @@
-// Decode and prefill work for the attention kernels: sequences in shuffled pages over one big piece of memory.
+// Work for the attention and selection kernels: sequences in shuffled pages over one big piece of memory.
 #ifndef TESTS_BENCH_ATTEND_WORKLOAD_H_
 #define TESTS_BENCH_ATTEND_WORKLOAD_H_
 
@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/kernel_set.h"
+#include "tests/oracle/attention_oracle.h"
 
 namespace hybridgen {
 
@@ -33,8 +34,9 @@ class KvMemory {
 };
 
 // What is measured: `decode` reads all of the memory in turn, `cache` one short sequence again and again (arithmetic
-// without memory), `prefill` tiles of many query tokens.
-enum class AttendKind : uint8_t { kDecode, kCache, kPrefill };
+// without memory), `prefill` tiles of many query tokens. Of the K that decode reads, `stored` stores the logits and
+// `summary` folds them; `digests` bounds them from page digests, whose boxes are whatever the memory holds.
+enum class AttendKind : uint8_t { kDecode, kCache, kPrefill, kStored, kSummary, kDigests };
 
 struct AttendConfig {
   KernelSet kernels;
@@ -56,20 +58,31 @@ class AttendWorkload {
   AttendWorkload& operator=(const AttendWorkload&) = delete;
 
   // Attends one item: all KV heads of a range of pages, a few pages at a time, as the CPU worker does. Items beyond the
-  // last one begin anew. Returns the bytes of K and V. Threads may run items side by side.
+  // last one begin anew. Returns the bytes read, without padding. Threads may run items side by side.
   int64_t RunItem(int thread, int64_t item);
   // Item 0 against the oracle. Errors: DataLoss naming the first element that is wrong.
   absl::Status Verify();
 
   int64_t run_bytes() const;  // contiguous in memory per page, role and KV head
   double flops_per_byte() const;
+  double tokens_per_byte() const;  // tokens of a sequence that one byte stands for
 
  private:
   struct Thread {
     std::vector<float> max, sum, acc, o;  // of all KV heads
+    std::vector<uint32_t> bins;
+    std::vector<float> logits;  // of all KV heads, or the bounds of the pages
     std::vector<char> scratch;
   };
 
+  int64_t token_bytes() const;  // of K and V, or of K
+  int rows() const { return num_tokens_ * config_.group; }
+  int slots() const;                                 // logits or bounds of a row of an item
+  float* Logits(Thread& thread, int kv_head) const;  // [row][slots()]
+  void RunPages(Thread& thread, const KvPage* pages, int first, int count, int kv_head, int next_kv_head);
+  OracleInput Problem(int kv_head) const;  // item 0
+  absl::Status VerifyRow(int kv_head, int row);
+  absl::Status VerifyBounds(const OracleInput& in, int kv_head, int row);
   QueryTile Tile(int kv_head) const;
   RowState Rows(Thread& thread, int kv_head) const;
   float ElementOf(KvRole role, int position, int kv_head, int dim) const;

@@ -45,29 +45,20 @@ double OutputUnit(DType dtype) {
 
 OracleRow AttendRow(const OracleInput& in, int token, int head) {
   const int kv_head = head / (in.query_heads / in.kv_heads);
-  const bool alibi = !in.alibi_slopes.empty();
   OracleRow row;
   row.o.assign(in.head_size, 0.0);
+  std::vector<int> positions;
   std::vector<double> logits;
   double max = in.sinks.empty() ? -kInfinity : in.sinks[head];
   if (!in.sinks.empty()) row.logit_spread = std::abs(max);
   for (int position = in.kv_begin[token]; position < in.kv_end[token]; ++position) {
-    double dot = 0;
-    double magnitude = 0;
-    for (int dim = 0; dim < in.head_size; ++dim) {
-      const double product = static_cast<double>(in.query(token, head, dim)) * in.key(position, kv_head, dim);
-      dot += product;
-      magnitude += std::abs(product);
-    }
-    double logit = dot * in.scale;
-    if (in.soft_cap > 0) logit = in.soft_cap * std::tanh(logit / in.soft_cap);
-    const double bias =
-        alibi ? static_cast<double>(in.alibi_slopes[head]) * (position - in.query_position[token]) : 0.0;
-    logit += bias;
-    logits.push_back(logit);
-    max = std::max(max, logit);
-    row.logit_error = std::max(row.logit_error, LogitError(in, magnitude * std::abs(in.scale), bias));
-    row.logit_spread = std::max(row.logit_spread, std::abs(logit));
+    if (in.selected != nullptr && !in.selected(position)) continue;
+    const OracleLogit x = LogitOracle(in, token, head, position);
+    positions.push_back(position);
+    logits.push_back(x.logit);
+    max = std::max(max, x.logit);
+    row.logit_error = std::max(row.logit_error, x.error);
+    row.logit_spread = std::max(row.logit_spread, std::abs(x.logit));
   }
   row.num_seen = static_cast<int>(logits.size());
   if (max == -kInfinity) {
@@ -79,7 +70,7 @@ OracleRow AttendRow(const OracleInput& in, int token, int head) {
     const double weight = std::exp(logits[i] - max);
     sum += weight;
     for (int dim = 0; dim < in.head_size; ++dim) {
-      const double v = in.value(in.kv_begin[token] + static_cast<int>(i), kv_head, dim);
+      const double v = in.value(positions[i], kv_head, dim);
       row.o[dim] += weight * v;
       row.value_magnitude = std::max(row.value_magnitude, std::abs(v));
     }
@@ -101,6 +92,23 @@ void OracleInput::SetRanges(int length, Mask mask, int window) {
     kv_begin[token] = window > 0 ? std::max(0, position - window + 1) : 0;
     kv_end[token] = mask == Mask::kCausal ? position + 1 : length;
   }
+}
+
+OracleLogit LogitOracle(const OracleInput& in, int token, int head, int position) {
+  const int kv_head = head / (in.query_heads / in.kv_heads);
+  double dot = 0;
+  double magnitude = 0;
+  for (int dim = 0; dim < in.head_size; ++dim) {
+    const double product = static_cast<double>(in.query(token, head, dim)) * in.key(position, kv_head, dim);
+    dot += product;
+    magnitude += std::abs(product);
+  }
+  double logit = dot * in.scale;
+  if (in.soft_cap > 0) logit = in.soft_cap * std::tanh(logit / in.soft_cap);
+  const double bias = in.alibi_slopes.empty()
+                          ? 0.0
+                          : static_cast<double>(in.alibi_slopes[head]) * (position - in.query_position[token]);
+  return {logit + bias, LogitError(in, magnitude * std::abs(in.scale), bias)};
 }
 
 std::vector<OracleRow> AttendOracle(const OracleInput& input) {

@@ -27,12 +27,22 @@ struct OracleInput {
   std::vector<int32_t> query_position;  // [num_tokens]
   std::vector<int32_t> kv_begin;        // [num_tokens] first key position seen
   std::vector<int32_t> kv_end;          // [num_tokens] one past the last
+  // Of the positions seen, those that are attended; null: all.
+  std::function<bool(int position)> selected;
 
   // Query tokens are the last of `length` tokens; causal: a token sees nothing after itself; window > 0: and only the
   // last `window` tokens, itself included.
   enum class Mask { kNone, kCausal };
   void SetRanges(int length, Mask mask, int window);
 };
+
+struct OracleLogit {
+  double logit = 0;
+  double error = 0;  // bound of |float32 logit - logit|
+};
+
+// Of a query token and head with the key at `position`, whether it is seen or not.
+OracleLogit LogitOracle(const OracleInput& input, int token, int query_head, int position);
 
 struct OracleRow {
   std::vector<double> o;  // [head_size]; zeros where nothing is seen
