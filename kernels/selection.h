@@ -58,8 +58,8 @@ struct SelectedTokens {
 };
 
 // Folds the selected tokens, as far as a row sees them, into `state` as AttendFn does, and with its treatment of NaN
-// and infinities. V of the others is not read; K of the others neither, except where it shares lines with a selected
-// token's. scratch: SelectedScratchBytes(head_size) bytes, aligned to 4.
+// and infinities. No other token has an influence; the other half of a bfloat16 pair of V is all that is loaded of one.
+// scratch: SelectedScratchBytes(head_size) bytes, aligned to 4.
 using AttendSelectedFn = KernelResult (*)(const QueryTile& tile, const AttendArgs& args, const SelectedTokens& selected,
                                           RowState state, void* scratch);
 
