@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -34,6 +35,12 @@ absl::Status CheckLayer(const LayerParams& params, int num_kv_heads) {
   }
   if (!std::isfinite(params.scale)) {
     return absl::InvalidArgumentError(absl::StrCat("add layer: scale is ", params.scale, "; accepted: finite values"));
+  }
+  for (const auto& [field, scale] : {std::pair{"k_scale", params.k_scale}, {"v_scale", params.v_scale}}) {
+    if (!(scale > 0 && std::isfinite(scale))) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("add layer: ", field, " is ", scale, "; accepted: positive finite values, 1 for none"));
+    }
   }
   return absl::OkStatus();
 }

@@ -22,6 +22,9 @@ struct LayerParams {
   int32_t sliding_window = 0;       // tokens a query sees, itself included; 0: unlimited
   std::vector<float> alibi_slopes;  // [num_query_heads] or empty
   std::vector<float> sinks;         // [num_query_heads] or empty
+  // Of float8 KV: key = k_scale * what a page stores, value = v_scale * the same; 1 for KV of the model's dtype.
+  float k_scale = 1.0f;
+  float v_scale = 1.0f;
 };
 
 // InvalidArgument naming field, value and accepted values.

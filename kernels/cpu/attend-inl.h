@@ -39,7 +39,7 @@ HG_INLINE Span Visible(const Group& group, int32_t begin, int32_t end) {
 using ScoreFn = void (*)(const KeyGroups&, const Layout&, int, const float*, float*);
 using SumFn = void (*)(const ValueGroups&, const Layout&, int, const float*, float*);
 using EdgeFn = void (*)(const char*, const Layout&, const float*, int, int, float*);
-using SoftmaxFn = bool (*)(const QueryTile&, int, const SeenGroup*, int, float*, RowState, float*);
+using SoftmaxFn = bool (*)(const QueryTile&, float, int, const SeenGroup*, int, float*, RowState, float*);
 
 // How K lies where the score function reads it: 16 tokens per dim, 16 tokens per pair of dims that stay bfloat16, or
 // the dims of one token after the other.
@@ -57,6 +57,7 @@ struct Call {
   int vecs;  // of 16 dims in a row of state.acc
   bool packed;
   Layout layout;
+  float unit;                     // of loaded K and V
   float* q;                       // blocks of rows as the score function reads them
   int q_floats;                   // of a row in q
   int max_groups;                 // of a chunk
@@ -74,15 +75,16 @@ HG_INLINE int BlockSizeIndex(int rows) {
   return index;
 }
 
-// Turns one row's scores into weights exp(logit - max) and folds the maximum and sum into the row's state. *decay: the
-// factor for what was accumulated before. False: a logit is +inf.
+// Turns one row's scores into weights exp(logit - max) and folds the maximum and sum into the row's state. `unit`, of
+// the loaded elements, enters both scores and weights. *decay: the factor for what was accumulated before. False: a
+// logit is +inf.
 template <bool kSoftCap, bool kAlibi>
-bool SoftmaxRow(const QueryTile& tile, int row, const SeenGroup* groups, int num_groups, float* scores, RowState state,
-                float* decay) {
+bool SoftmaxRow(const QueryTile& tile, float unit, int row, const SeenGroup* groups, int num_groups, float* scores,
+                RowState state, float* decay) {
   const int token = row / tile.group;
   const int32_t begin = tile.kv_begin[token];
   const int32_t end = tile.kv_end[token];
-  const Vec scale = Set(tile.scale);
+  const Vec scale = Set(tile.scale * unit);
   Vec max = Set(kMinusInfinity);
   for (int i = 0; i < num_groups; ++i) {
     Vec x = Mul(Load(scores + 16 * i), scale);
@@ -108,7 +110,7 @@ bool SoftmaxRow(const QueryTile& tile, int row, const SeenGroup* groups, int num
   Vec sum = Zero();
   for (int i = 0; i < num_groups; ++i) {
     const Vec p = Exp(Sub(Load(scores + 16 * i), Set(reference)));
-    Store(scores + 16 * i, p);
+    Store(scores + 16 * i, Mul(p, Set(unit)));
     sum = Add(sum, p);
   }
   *decay = Exp(old_max - reference);
@@ -153,7 +155,8 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
 
   float decay[kRowBlock];
   for (int r = 0; r < rows; ++r) {
-    if (!call.softmax(tile, first_row + r, seen, num_seen, call.scores + r * kScoreStride, call.state, &decay[r])) {
+    if (!call.softmax(tile, call.unit, first_row + r, seen, num_seen, call.scores + r * kScoreStride, call.state,
+                      &decay[r])) {
       return false;
     }
   }
@@ -311,6 +314,12 @@ void SelectFunctions(Call& call, KeyOrder order) {
         if (order == KeyOrder::kPairMajor) SetScore<Elements::kBF16Dots>(call);
       }
       break;
+    case DType::kFloat8E4M3:
+      call.packed ? SetPacked<Elements::kF8E4M3>(call) : SetStrided<Elements::kF8E4M3>(call, order);
+      break;
+    case DType::kFloat8E5M2:
+      call.packed ? SetPacked<Elements::kF8E5M2>(call) : SetStrided<Elements::kF8E5M2>(call, order);
+      break;
   }
   const bool cap = call.tile->soft_cap > 0.0f;
   const bool alibi = call.tile->alibi_slopes != nullptr;
@@ -426,6 +435,7 @@ KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState stat
   call.rows = tile.num_tokens * tile.group;
   call.vecs = (tile.head_size + 15) / 16;
   call.packed = args.geometry.format == PageFormat::kPackedV1;
+  call.unit = UnitOf(args.geometry.dtype);
   const bool one_block = call.rows <= kRowBlock;
   // Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less than transposing
   // 16 tokens. Several blocks share a transposition, but would each widen and reduce.

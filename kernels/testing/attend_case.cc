@@ -60,37 +60,9 @@ std::string AttendCase::ToString() const {
 }
 
 float RoundTo(DType dtype, float x) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return x;
-    case DType::kFloat16:
-      return Float16ToFloat(FloatToFloat16(x));
-    case DType::kBFloat16:
-      return BFloat16ToFloat(FloatToBFloat16(x));
-  }
-  return x;
-}
-
-float ReadElement(DType dtype, const void* base, int64_t index) {
-  const char* p = static_cast<const char*>(base) + index * static_cast<int64_t>(DTypeSize(dtype));
-  if (dtype == DType::kFloat32) {
-    float x;
-    std::memcpy(&x, p, sizeof(x));
-    return x;
-  }
-  uint16_t bits;
-  std::memcpy(&bits, p, sizeof(bits));
-  return dtype == DType::kFloat16 ? Float16ToFloat(bits) : BFloat16ToFloat(bits);
-}
-
-void WriteElement(DType dtype, void* base, int64_t index, float x) {
-  char* p = static_cast<char*>(base) + index * static_cast<int64_t>(DTypeSize(dtype));
-  if (dtype == DType::kFloat32) {
-    std::memcpy(p, &x, sizeof(x));
-    return;
-  }
-  const uint16_t bits = dtype == DType::kFloat16 ? FloatToFloat16(x) : FloatToBFloat16(x);
-  std::memcpy(p, &bits, sizeof(bits));
+  float stored = 0;
+  WriteElement(dtype, &stored, 0, x);
+  return ReadElement(dtype, &stored, 0);
 }
 
 AttendData::AttendData(const AttendCase& c) : case_(c) {

@@ -105,9 +105,6 @@ uint32_t TestSeed(const char* target, uint32_t fallback);
 
 // Rounds to the dtype and back.
 float RoundTo(DType dtype, float x);
-// Element `index` of an array of `dtype`.
-float ReadElement(DType dtype, const void* base, int64_t index);
-void WriteElement(DType dtype, void* base, int64_t index, float x);
 
 }  // namespace hybridgen
 

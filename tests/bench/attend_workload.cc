@@ -19,20 +19,6 @@ constexpr int kCallPages = 4;
 constexpr int kCacheTokens = 256;
 constexpr int kPrefillRows = 64;
 
-void StoreElement(DType dtype, void* base, size_t index, float x) {
-  if (dtype == DType::kFloat32) {
-    static_cast<float*>(base)[index] = x;
-  } else {
-    static_cast<uint16_t*>(base)[index] = dtype == DType::kFloat16 ? FloatToFloat16(x) : FloatToBFloat16(x);
-  }
-}
-
-float LoadElement(DType dtype, const void* base, int64_t index) {
-  if (dtype == DType::kFloat32) return static_cast<const float*>(base)[index];
-  const uint16_t bits = static_cast<const uint16_t*>(base)[index];
-  return dtype == DType::kFloat16 ? Float16ToFloat(bits) : BFloat16ToFloat(bits);
-}
-
 const char* KindName(AttendKind kind) {
   switch (kind) {
     case AttendKind::kDecode:
@@ -72,7 +58,7 @@ void KvMemory::Fill(DType dtype) {
   const size_t pattern = std::min(bytes_, size_t{1} << 20);
   std::mt19937 random(1);
   std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
-  for (size_t i = 0; i < pattern / DTypeSize(dtype); ++i) StoreElement(dtype, data_, i, uniform(random));
+  for (size_t i = 0; i < pattern / DTypeSize(dtype); ++i) WriteElement(dtype, data_, i, uniform(random));
   for (size_t i = pattern; i < bytes_; i += pattern) std::copy_n(data_, std::min(pattern, bytes_ - i), data_ + i);
 }
 
@@ -114,7 +100,7 @@ AttendWorkload::AttendWorkload(const AttendConfig& c, KvMemory* memory, int thre
   std::mt19937 random(3);
   std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
   q_.resize(rows * c.head_size * DTypeSize(c.dtype));
-  for (size_t i = 0; i < rows * c.head_size; ++i) StoreElement(c.dtype, q_.data(), i, uniform(random));
+  for (size_t i = 0; i < rows * c.head_size; ++i) WriteElement(c.dtype, q_.data(), i, uniform(random));
   kv_begin_.assign(num_tokens_, 0);
   kv_end_.assign(num_tokens_, pages_per_item_ * c.page_tokens);
   threads_.resize(threads);
@@ -190,7 +176,7 @@ absl::Status AttendWorkload::Verify() {
     in.head_size = config_.head_size;
     in.scale = Tile(head).scale;
     in.query = [&](int, int h, int dim) {
-      return LoadElement(config_.dtype, q_.data(), static_cast<int64_t>(first) + h * config_.head_size + dim);
+      return ReadElement(config_.dtype, q_.data(), static_cast<int64_t>(first) + h * config_.head_size + dim);
     };
     in.key = [&](int position, int, int dim) { return ElementOf(KvRole::kKey, position, head, dim); };
     in.value = [&](int position, int, int dim) { return ElementOf(KvRole::kValue, position, head, dim); };
@@ -228,7 +214,7 @@ float AttendWorkload::ElementOf(KvRole role, int position, int kv_head, int dim)
     const auto packed = role == KvRole::kKey ? PackedKeyOffset : PackedValueOffset;
     offset = static_cast<int64_t>(packed(g.dtype, g.page_tokens, g.head_size, kv_head, token, dim));
   }
-  return LoadElement(g.dtype, reinterpret_cast<const void*>(role == KvRole::kKey ? page.k : page.v), offset);
+  return ReadElement(g.dtype, reinterpret_cast<const void*>(role == KvRole::kKey ? page.k : page.v), offset);
 }
 
 }  // namespace hybridgen

@@ -39,6 +39,9 @@ double OutputUnit(DType dtype) {
       return 0x1p-11;
     case DType::kBFloat16:
       return 0x1p-8;
+    case DType::kFloat8E4M3:
+    case DType::kFloat8E5M2:
+      break;  // no output is float8
   }
   return kInfinity;
 }
