@@ -164,6 +164,7 @@ void ForEachGeometry(F f) {
   for (DType dtype : kDTypes) {
     for (int head_size : kHeadSizes) {
       for (int page_tokens : kPageTokens) {
+        if (IsFloat8(dtype) && page_tokens == 32) continue;  // each element is narrowed anew: 16 and 128 suffice
         f(Strided(dtype, page_tokens, head_size));
         f(Packed(dtype, page_tokens, head_size));
       }
