@@ -37,7 +37,7 @@ struct QueryTile {
   int num_tokens = 0;             // query tokens; num_tokens * group <= kMaxTileRows
   int group = 1;                  // query heads per KV head
   int head_size = 0;
-  float scale = 1.0f;     // logit = scale * q.k, then soft cap, then ALiBi
+  float scale = 1.0f;     // logit = scale * q.k, then soft cap, then ALiBi; of float8 pages it holds their K scale too
   float soft_cap = 0.0f;  // > 0: logit = cap * tanh(logit / cap)
   // ALiBi: logit += slope * (key position - query position). Null: none. Length `group`.
   const float* alibi_slopes = nullptr;
@@ -84,6 +84,7 @@ using InitRowsFn = void (*)(const QueryTile& tile, const float* sinks, RowState 
 struct RowOutput {
   void* o = nullptr;              // element (token 0, head 0 of the group, dim 0)
   DType dtype = DType::kFloat32;  // of o; float32 for partials
+  float scale = 1.0f;             // o is multiplied by it: the V scale of float8 pages
   int64_t token_stride = 0;       // elements
   int64_t head_stride = 0;        // elements
   float* lse = nullptr;           // null, or element (token 0, head 0)
@@ -98,10 +99,14 @@ using MergeRowsFn = float (*)(const float* const* o, const float* lse, int num_p
                               DType dtype);
 
 // Writes the K and V of `num_tokens` consecutive tokens into one page from token offset `offset` on. key/value:
-// element (token 0, head 0, dim 0), dtype = geometry.dtype, [token][kv_head][dim] by strides in elements. The other
-// tokens of the page keep their content.
+// element (token 0, head 0, dim 0) of `dtype`, [token][kv_head][dim] by strides in elements. The other tokens of the
+// page keep their content.
 struct WriteArgs {
   PageGeometry geometry;
+  DType dtype = DType::kFloat32;  // of key and value: that of the pages, or, where theirs is float8, any other
+  // Of float8 pages: stored = float8(x / scale), the quotient rounded to float32 first; positive and finite.
+  float k_scale = 1.0f;
+  float v_scale = 1.0f;
   uint64_t k_page = 0;  // address of the page's K of this layer
   uint64_t v_page = 0;
   int offset = 0;

@@ -14,7 +14,7 @@ enum class Operation : uint8_t { kInitRows, kAttend, kFinalizeRows, kMergeRows, 
 // Head sizes that a row takes.
 enum class HeadClass : uint8_t { kAny, kMultipleOf32 };
 
-constexpr int kNumDTypes = 3;
+constexpr int kNumDTypes = 5;
 constexpr int kNumPageFormats = 2;
 constexpr int kNumHeadClasses = 2;
 

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/float8.h"
+
 namespace hybridgen {
 namespace {
 
@@ -79,6 +81,20 @@ void Store(void* p, typename Vec<T>::Lanes x) {
   std::memcpy(p, &x, sizeof(x));
 }
 
+// The same of units [unit, unit + kLanes) of a row: where the row ends half-way, which only single bytes do, nothing
+// behind its end is touched, and zeros are loaded.
+template <typename T>
+typename Vec<T>::Lanes LoadUnits(const void* p, int unit, int units) {
+  typename Vec<T>::Lanes x = {};
+  std::memcpy(&x, p, sizeof(T) > 1 || unit + Vec<T>::kLanes <= units ? sizeof(x) : sizeof(x) / 2);
+  return x;
+}
+
+template <typename T>
+void StoreUnits(void* p, typename Vec<T>::Lanes x, int unit, int units) {
+  std::memcpy(p, &x, sizeof(T) > 1 || unit + Vec<T>::kLanes <= units ? sizeof(x) : sizeof(x) / 2);
+}
+
 // The lower (upper) halves of a and b, element by element.
 Vec<uint32_t>::Lanes InterleaveLower(Vec<uint32_t>::Lanes a, Vec<uint32_t>::Lanes b) {
   return __builtin_shufflevector(a, b, 0, 4, 1, 5);
@@ -92,26 +108,33 @@ Vec<uint16_t>::Lanes InterleaveLower(Vec<uint16_t>::Lanes a, Vec<uint16_t>::Lane
 Vec<uint16_t>::Lanes InterleaveUpper(Vec<uint16_t>::Lanes a, Vec<uint16_t>::Lanes b) {
   return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 }
+Vec<uint8_t>::Lanes InterleaveLower(Vec<uint8_t>::Lanes a, Vec<uint8_t>::Lanes b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+Vec<uint8_t>::Lanes InterleaveUpper(Vec<uint8_t>::Lanes a, Vec<uint8_t>::Lanes b) {
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
 
 // Interleaving the two halves of 2^n elements rotates the bits of an element's index by one; as many rounds as a vector
 // has index bits swap row and column of a square.
 template <typename T>
 void TransposeSquare(typename Vec<T>::Lanes (&x)[Vec<T>::kLanes]) {
   constexpr int n = Vec<T>::kLanes;
-#pragma GCC unroll 3
+#pragma GCC unroll 4
   for (int round = 1; round < n; round *= 2) {
     typename Vec<T>::Lanes y[n];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < n / 2; ++i) {
       y[2 * i] = InterleaveLower(x[i], x[n / 2 + i]);
       y[2 * i + 1] = InterleaveUpper(x[i], x[n / 2 + i]);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < n; ++i) x[i] = y[i];
   }
 }
 
-// rows[16][units] -> group[units][16]. A unit U is one element or, where dims are stored in pairs, two.
+// rows[16][units] -> group[units][16], units rounded up to a vector. A unit U is one element or, where dims are stored
+// in pairs, two.
 template <typename U, typename T>
 void TransposeRows(const T* const* rows, int units, T* group) {
   constexpr int n = Vec<U>::kLanes;
@@ -119,10 +142,10 @@ void TransposeRows(const T* const* rows, int units, T* group) {
   for (int token = 0; token < kGroup; token += n) {
     for (int unit = 0; unit < units; unit += n) {
       typename Vec<U>::Lanes x[n];
-#pragma GCC unroll 8
-      for (int i = 0; i < n; ++i) x[i] = Load<U>(rows[token + i] + unit * elements);
+#pragma GCC unroll 16
+      for (int i = 0; i < n; ++i) x[i] = LoadUnits<U>(rows[token + i] + unit * elements, unit, units);
       TransposeSquare<U>(x);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < n; ++i) Store<U>(group + ((unit + i) * kGroup + token) * elements, x[i]);
     }
   }
@@ -136,11 +159,11 @@ void TransposeGroup(const T* group, int units, T* const* rows) {
   for (int token = 0; token < kGroup; token += n) {
     for (int unit = 0; unit < units; unit += n) {
       typename Vec<U>::Lanes x[n];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < n; ++i) x[i] = Load<U>(group + ((unit + i) * kGroup + token) * elements);
       TransposeSquare<U>(x);
-#pragma GCC unroll 8
-      for (int i = 0; i < n; ++i) Store<U>(rows[token + i] + unit * elements, x[i]);
+#pragma GCC unroll 16
+      for (int i = 0; i < n; ++i) StoreUnits<U>(rows[token + i] + unit * elements, x[i], unit, units);
     }
   }
 }
@@ -156,6 +179,7 @@ void PackHalf(const uint16_t* const* rows, int dim, int lane, uint16_t* block) {
   Store<uint16_t>(block, InterleaveLower(even, odd));
   Store<uint16_t>(block + 8, InterleaveUpper(even, odd));
 }
+void PackHalf(const uint8_t* const* rows, int dim, int, uint8_t* block) { std::memcpy(block, rows[0] + dim, 8); }
 void UnpackHalf(const uint32_t* block, int dim, int, uint32_t* const* rows) { std::memcpy(rows[0] + dim, block, 32); }
 void UnpackHalf(const uint16_t* block, int dim, int lane, uint16_t* const* rows) {
   if (lane == 1) {
@@ -166,6 +190,8 @@ void UnpackHalf(const uint16_t* block, int dim, int lane, uint16_t* const* rows)
   Store<uint16_t>(rows[0] + dim, __builtin_shufflevector(lower, upper, 0, 2, 4, 6, 8, 10, 12, 14));
   Store<uint16_t>(rows[1] + dim, __builtin_shufflevector(lower, upper, 1, 3, 5, 7, 9, 11, 13, 15));
 }
+
+void UnpackHalf(const uint8_t* block, int dim, int, uint8_t* const* rows) { std::memcpy(rows[0] + dim, block, 8); }
 
 // Rows of 16 tokens -> their group in a packed page, padded dims set to zero. `token` is the first one's, a multiple
 // of 16.
@@ -217,25 +243,47 @@ void UnpackGroup(KvRole role, const PageGeometry& g, int head, int token, const 
   }
 }
 
+// One role of WriteArgs.
+struct Source {
+  const void* data;
+  DType dtype;
+  int64_t token_stride;
+  int64_t head_stride;
+  float scale;
+};
+
+// A source row as a page stores it: where it lies, or rounded to float8 in `buffer`.
 template <typename T>
-void WriteRole(KvRole role, const WriteArgs& args, uint64_t page_address, const void* source, int64_t token_stride,
-               int64_t head_stride) {
+const T* RowAsStored(const Source& source, const PageGeometry& g, int64_t offset, uint8_t* buffer) {
+  if constexpr (sizeof(T) > 1) {
+    return static_cast<const T*>(source.data) + offset;
+  } else {
+    NarrowToFloat8(source.dtype, source.data, offset, g.head_size, source.scale, g.dtype, buffer);
+    return buffer;
+  }
+}
+
+template <typename T>
+void WriteRole(KvRole role, const WriteArgs& args, uint64_t page_address, const Source& source) {
   const PageGeometry& g = args.geometry;
   T* page = reinterpret_cast<T*>(page_address);
+  uint8_t narrowed[kGroup][kMaxHeadSize];
   for (int head = 0; head < g.kv_heads; ++head) {
-    const T* row = static_cast<const T*>(source) + head * head_stride;
+    int64_t offset = head * source.head_stride;
     const int end = args.offset + args.num_tokens;
-    for (int token = args.offset, count; token < end; token += count, row += count * token_stride) {
-      count = 1;
-      if (g.format == PageFormat::kStrided) {
-        std::memcpy(page + StridedOffset(role, g, head, token), row, g.head_size * sizeof(T));
-      } else if (token % kGroup == 0 && token + kGroup <= end) {
-        count = kGroup;
-        const T* rows[kGroup];
-        for (int t = 0; t < kGroup; ++t) rows[t] = row + t * token_stride;
+    for (int token = args.offset, count; token < end; token += count, offset += count * source.token_stride) {
+      const bool group = g.format == PageFormat::kPackedV1 && token % kGroup == 0 && token + kGroup <= end;
+      count = group ? kGroup : 1;
+      const T* rows[kGroup];
+      for (int t = 0; t < count; ++t) {
+        rows[t] = RowAsStored<T>(source, g, offset + t * source.token_stride, narrowed[t]);
+      }
+      if (group) {
         PackGroup<T>(role, g, head, token, rows, page);
+      } else if (g.format == PageFormat::kPackedV1) {
+        Scatter<T>(rows[0], g.head_size, RowOf(role, g, head, token), page);
       } else {
-        Scatter<T>(row, g.head_size, RowOf(role, g, head, token), page);
+        std::memcpy(page + StridedOffset(role, g, head, token), rows[0], g.head_size * sizeof(T));
       }
     }
   }
@@ -243,8 +291,10 @@ void WriteRole(KvRole role, const WriteArgs& args, uint64_t page_address, const 
 
 template <typename T>
 void Write(const WriteArgs& args) {
-  WriteRole<T>(KvRole::kKey, args, args.k_page, args.key, args.key_token_stride, args.key_head_stride);
-  WriteRole<T>(KvRole::kValue, args, args.v_page, args.value, args.value_token_stride, args.value_head_stride);
+  WriteRole<T>(KvRole::kKey, args, args.k_page,
+               {args.key, args.dtype, args.key_token_stride, args.key_head_stride, args.k_scale});
+  WriteRole<T>(KvRole::kValue, args, args.v_page,
+               {args.value, args.dtype, args.value_token_stride, args.value_head_stride, args.v_scale});
 }
 
 template <typename T>
@@ -286,10 +336,23 @@ void Convert(KvRole role, const PageGeometry& from, uint64_t from_page, const Pa
   }
 }
 
+// f(an unsigned integer of the dtype's size).
+template <typename F>
+void ForElementSize(DType dtype, F f) {
+  switch (DTypeSize(dtype)) {
+    case 1:
+      return f(uint8_t{});
+    case 2:
+      return f(uint16_t{});
+    default:
+      return f(uint32_t{});
+  }
+}
+
 }  // namespace
 
 void WriteKv(const WriteArgs& args) {
-  args.geometry.dtype == DType::kFloat32 ? Write<uint32_t>(args) : Write<uint16_t>(args);
+  ForElementSize(args.geometry.dtype, [&](auto element) { Write<decltype(element)>(args); });
 }
 
 void ConvertPage(KvRole role, const PageGeometry& from, uint64_t from_page, const PageGeometry& to, uint64_t to_page,
@@ -301,8 +364,8 @@ void ConvertPage(KvRole role, const PageGeometry& from, uint64_t from_page, cons
                 PackedPageBytes(to.dtype, to.kv_heads, to.page_tokens, to.head_size));
     return;
   }
-  to.dtype == DType::kFloat32 ? Convert<uint32_t>(role, from, from_page, to, to_page, num_tokens)
-                              : Convert<uint16_t>(role, from, from_page, to, to_page, num_tokens);
+  ForElementSize(to.dtype,
+                 [&](auto element) { Convert<decltype(element)>(role, from, from_page, to, to_page, num_tokens); });
 }
 
 }  // namespace hybridgen

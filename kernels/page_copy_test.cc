@@ -11,7 +11,8 @@
 namespace hybridgen {
 namespace {
 
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3,
+                             DType::kFloat8E5M2};
 constexpr int kHeadSizes[] = {8, 24, 64, 72, 112, 128, 512};
 constexpr int kPageTokens[] = {16, 32, 128};
 constexpr KvRole kRoles[] = {KvRole::kKey, KvRole::kValue};
@@ -78,36 +79,58 @@ class Page {
   RedZoned<uint8_t> bytes_;
 };
 
-uint32_t Untouched(DType dtype) { return dtype == DType::kFloat32 ? kUntouched : kUntouched >> 16; }
+uint32_t Untouched(DType dtype) { return kUntouched >> (32 - 8 * DTypeSize(dtype)); }
 
-// Source tokens [token][head][dim] with a gap after each head and token.
+// Source tokens [token][head][dim] with a gap after each head and token, for pages of dtype `stored`: of the same bits,
+// or where that is float8 of another dtype (by turns) and with a scale.
 class Tokens {
  public:
-  Tokens(DType dtype, int num_tokens, int head_size, uint32_t seed)
-      : head_stride(head_size + 1), token_stride(kHeads * head_stride + 3), dtype_(dtype) {
+  Tokens(DType stored, int num_tokens, int head_size, uint32_t seed)
+      : dtype(IsFloat8(stored) ? kDTypes[seed % 3] : stored),
+        scale(IsFloat8(stored) ? 0.01f * static_cast<float>(1 + seed % 200) : 1.0f),
+        head_stride(head_size + 1),
+        token_stride(kHeads * head_stride + 3),
+        stored_(stored) {
     std::mt19937 random(seed);
     bytes_.resize(num_tokens * token_stride * DTypeSize(dtype));
-    for (uint8_t& b : bytes_) b = static_cast<uint8_t>(random());
+    if (!IsFloat8(stored)) {
+      for (uint8_t& b : bytes_) b = static_cast<uint8_t>(random());
+      return;
+    }
+    for (int64_t i = 0; i < num_tokens * token_stride; ++i) {
+      // Within 512 scales, of which e4m3 holds 448.
+      WriteElement(dtype, bytes_.data(), i, scale * (static_cast<float>(random()) * 0x1p-22f - 512.0f));
+    }
   }
   const void* data() const { return bytes_.data(); }
+  // Bits that a page must hold.
   uint32_t At(int head, int token, int dim) const {
     uint32_t bits = 0;
-    const size_t index = token * token_stride + head * head_stride + dim;
-    std::memcpy(&bits, bytes_.data() + index * DTypeSize(dtype_), DTypeSize(dtype_));
+    const int64_t index = token * token_stride + head * head_stride + dim;
+    if (dtype == stored_) {
+      std::memcpy(&bits, bytes_.data() + index * DTypeSize(dtype), DTypeSize(dtype));
+    } else {
+      WriteElement(stored_, &bits, 0, ReadElement(dtype, bytes_.data(), index) / scale);
+    }
     return bits;
   }
 
+  const DType dtype;
+  const float scale;
   const int64_t head_stride;
   const int64_t token_stride;
 
  private:
-  DType dtype_;
+  const DType stored_;
   std::vector<uint8_t> bytes_;
 };
 
 WriteArgs MakeWrite(Page& k, Page& v, const Tokens& key, const Tokens& value, int offset, int num_tokens) {
   WriteArgs args;
   args.geometry = k.geometry;
+  args.dtype = key.dtype;
+  args.k_scale = key.scale;
+  args.v_scale = value.scale;
   args.k_page = k.address();
   args.v_page = v.address();
   args.offset = offset;
@@ -141,6 +164,7 @@ void ForEachGeometry(F f) {
   for (DType dtype : kDTypes) {
     for (int head_size : kHeadSizes) {
       for (int page_tokens : kPageTokens) {
+        if (IsFloat8(dtype) && page_tokens == 32) continue;  // each element is narrowed anew: 16 and 128 suffice
         f(Strided(dtype, page_tokens, head_size));
         f(Packed(dtype, page_tokens, head_size));
       }
@@ -161,7 +185,8 @@ TEST(WriteKvTest, WritesExactlyTheTokensNamed) {
                                         {3, g.page_tokens - 3},
                                         {g.page_tokens - 1, 1}}) {
       Page k(g, KvRole::kKey), v(g, KvRole::kValue);
-      const Tokens key(g.dtype, count, g.head_size, 1), value(g.dtype, count, g.head_size, 2);
+      const Tokens key(g.dtype, count, g.head_size, 1 + g.head_size),
+          value(g.dtype, count, g.head_size, 4 + g.head_size);
       WriteKv(MakeWrite(k, v, key, value, offset, count));
       ASSERT_TRUE(k.Intact() && v.Intact());
       for (int head = 0; head < kHeads; ++head) {
@@ -201,7 +226,8 @@ TEST(WriteKvTest, TokenByTokenEqualsAllAtOnce) {
 }
 
 TEST(ConvertPageTest, EveryPairOfFormatsRoundTripsBitForBit) {
-  for (DType dtype : kDTypes) {
+  // Of the two float8 one: this only moves bytes.
+  for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3}) {
     for (int head_size : kHeadSizes) {
       for (int page_tokens : kPageTokens) {
         const PageGeometry formats[] = {Strided(dtype, page_tokens, head_size), Packed(dtype, page_tokens, head_size)};

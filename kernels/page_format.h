@@ -5,8 +5,8 @@
 //   kPackedV1   host pages for the CPU kernels, head-major, one contiguous run per KV head:
 //     K  [kv_head][token / 16][dim / lane][16 tokens][lane]     lane = dims stored together per token
 //     V  [kv_head][dim / 16][token / lane][16 dims][lane]       lane = tokens stored together per dim
-//     lane is 2 for bfloat16 (pairs widen by shift and mask, and are what vdpbf16ps and AMX read) and 1 for
-//     float32 and float16 (a float16 pair would need a shuffle per load before FMA).
+//     lane is 2 for bfloat16 (pairs widen by shift and mask, and are what vdpbf16ps and AMX read) and 1 for the
+//     others (a float16 pair would need a shuffle per load before FMA, and float8 widens in order).
 //     page_tokens is a multiple of 16. head_size is a multiple of 8 and is padded to 16 with zeros in both roles.
 #ifndef KERNELS_PAGE_FORMAT_H_
 #define KERNELS_PAGE_FORMAT_H_

@@ -20,7 +20,7 @@ constexpr int kRowBlockSizes = Log2(kRowBlock) + 1;
 
 // Everything that stays the same during one call.
 struct Call {
-  const QueryTile* tile;
+  QueryTile tile;  // its scale takes in the unit of loaded K
   const AttendArgs* args;
   RowState state;
   int rows;
@@ -28,6 +28,7 @@ struct Call {
   bool packed;
   Layout layout;
   KeyOrder order;
+  float unit;                     // of loaded K and V
   float* q;                       // blocks of rows as the score function reads them
   int q_floats;                   // of a row in q
   int max_groups;                 // of a chunk
@@ -48,7 +49,7 @@ HG_INLINE int BlockSizeIndex(int rows) {
 // Products of one block of rows with the groups of a chunk that some of its rows see. Returns their number; seen[i] is
 // the group whose products with row first_row + r lie at call.scores + r * kScoreStride + 16 * i.
 int ScoreChunk(const Call& call, const Group* chunk, int num_groups, int first_row, SeenGroup* seen) {
-  const QueryTile& tile = *call.tile;
+  const QueryTile& tile = call.tile;
   const int rows = AtMost(kRowBlock, call.rows - first_row);
   const int first_token = first_row / tile.group;
   const int last_token = (first_row + rows - 1) / tile.group;
@@ -79,7 +80,7 @@ int ScoreChunk(const Call& call, const Group* chunk, int num_groups, int first_r
 
 // One block of rows over one chunk. next: for each group of the chunk, K to fetch ahead. False: a logit is +inf.
 bool AttendRows(const Call& call, const Group* chunk, const char* const* next, int num_groups, int first_row) {
-  const QueryTile& tile = *call.tile;
+  const QueryTile& tile = call.tile;
   const int rows = AtMost(kRowBlock, call.rows - first_row);
   SeenGroup seen[kChunkGroups];
   const int num_seen = ScoreChunk(call, chunk, num_groups, first_row, seen);
@@ -90,7 +91,9 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
     const int row = first_row + r;
     float* scores = call.scores + r * kScoreStride;
     const float chunk_max = call.logits(tile, row, seen, num_seen, scores);
-    if (!WeightRow(chunk_max, num_seen, scores, &call.state.max[row], &call.state.sum[row], &decay[r])) return false;
+    if (!WeightRow(chunk_max, call.unit, num_seen, scores, &call.state.max[row], &call.state.sum[row], &decay[r])) {
+      return false;
+    }
   }
 
   ValueGroups groups;
@@ -181,7 +184,7 @@ bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* ne
 // Queries as float32, each block of rows filled up with zeros to 1, 2, 4, ... rows.
 void PackQueries(const Call& call) {
   const KeyOrder order = call.order;
-  const QueryTile& tile = *call.tile;
+  const QueryTile& tile = call.tile;
   const int64_t element = static_cast<int64_t>(BytesOf(tile.dtype));
   for (int first = 0; first < call.rows; first += kRowBlock) {
     const int count = AtMost(kRowBlock, call.rows - first);
@@ -271,9 +274,15 @@ void SelectFunctions(Call& call) {
         if (call.order == KeyOrder::kPairMajor) SetScore<Elements::kBF16Dots>(call);
       }
       break;
+    case DType::kFloat8E4M3:
+      call.packed ? SetPacked<Elements::kF8E4M3>(call) : SetStrided<Elements::kF8E4M3>(call);
+      break;
+    case DType::kFloat8E5M2:
+      call.packed ? SetPacked<Elements::kF8E5M2>(call) : SetStrided<Elements::kF8E5M2>(call);
+      break;
   }
-  const bool cap = call.tile->soft_cap > 0.0f;
-  const bool alibi = call.tile->alibi_slopes != nullptr;
+  const bool cap = call.tile.soft_cap > 0.0f;
+  const bool alibi = call.tile.alibi_slopes != nullptr;
   call.logits = cap ? (alibi ? LogitRow<true, true> : LogitRow<true, false>)
                     : (alibi ? LogitRow<false, true> : LogitRow<false, false>);
 }
@@ -318,7 +327,7 @@ struct Cursor {
 // Takes the next groups of the cursor's page that some row sees, up to `limit`, and returns their number. Less than
 // that: the page is finished, and the cursor stands at the next one.
 int NextRun(Cursor& cursor, int run, int limit, Group* groups) {
-  const QueryTile& tile = *cursor.call->tile;
+  const QueryTile& tile = cursor.call->tile;
   const AttendArgs& args = *cursor.call->args;
   const KvPage& page = args.pages[cursor.page];
   const char* k = reinterpret_cast<const char*>(args.k_base + page.k) + args.kv_head * cursor.address.k_head;
@@ -390,12 +399,14 @@ KeyOrder KeyOrderOf(const QueryTile& tile, const AttendArgs& args) {
 
 // Fills in `call`, packs the queries and returns the walk at its begin. call.state stays as it is.
 Cursor Begin(const QueryTile& tile, const AttendArgs& args, KeyOrder order, void* scratch, Call& call) {
-  call.tile = &tile;
+  call.tile = tile;
   call.args = &args;
   call.rows = tile.num_tokens * tile.group;
   call.vecs = (tile.head_size + 15) / 16;
   call.packed = args.geometry.format == PageFormat::kPackedV1;
   call.order = order;
+  call.unit = UnitOf(args.geometry.dtype);
+  call.tile.scale *= call.unit;
   call.max_groups = call.rows <= kRowBlock ? kChunkGroups : kSharedChunkGroups;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
   call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);

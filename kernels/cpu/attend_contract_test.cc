@@ -22,6 +22,8 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+constexpr DType kKvDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3,
+                               DType::kFloat8E5M2};
 constexpr PageFormat kFormats[] = {PageFormat::kStrided, PageFormat::kPackedV1};
 
 class AttendContractTest : public testing::TestWithParam<KernelSet> {
@@ -73,9 +75,10 @@ TEST_P(AttendContractTest, TwoPartialsMergeToTheWhole) {
 
 // The same sequence, first pages in one format and the rest in the other, folded into one state.
 TEST_P(AttendContractTest, PageListsOfTwoFormatsContinueOneState) {
-  for (DType dtype : kDTypes) {
+  for (DType kv : kKvDTypes) {
     AttendCase c;
-    c.dtype = c.output = dtype;
+    c.SetStorage(kv);
+    c.output = c.dtype;
     c.group = 5;
     c.num_tokens = 2;
     c.length = 150;
@@ -87,7 +90,7 @@ TEST_P(AttendContractTest, PageListsOfTwoFormatsContinueOneState) {
       for (int kv_head = 0; kv_head < c.kv_heads; ++kv_head) {
         const std::vector<AttendStep> steps = {{&strided, Slice(strided.pages(), 0, cut)},
                                                {&packed, Slice(packed.pages(), cut, pages)}};
-        ExpectMatchesOracle(strided, kv_head, RunSteps(kernels(), steps, kv_head, nullptr, dtype), 2);
+        ExpectMatchesOracle(strided, kv_head, RunSteps(kernels(), steps, kv_head, nullptr, c.dtype), 2);
       }
     }
   }
@@ -95,10 +98,10 @@ TEST_P(AttendContractTest, PageListsOfTwoFormatsContinueOneState) {
 
 // The pages hold other data until write_kv has replaced all of it, a few tokens at a time.
 TEST_P(AttendContractTest, ReadsWhatWriteKvWrote) {
-  for (DType dtype : kDTypes) {
+  for (DType kv : kKvDTypes) {
     for (PageFormat format : kFormats) {
       AttendCase c;
-      c.dtype = dtype;
+      c.SetStorage(kv);
       c.format = format;
       c.group = 2;
       c.head_size = 40;
@@ -110,22 +113,29 @@ TEST_P(AttendContractTest, ReadsWhatWriteKvWrote) {
       for (const KvPage& page : data.pages()) {
         for (int offset = 0; offset < page.num_tokens;) {
           const int count = std::min(1 + offset % 5, page.num_tokens - offset);
-          std::vector<uint8_t> key(count * token_stride * DTypeSize(dtype)), value(key.size());
+          WriteArgs args;
+          args.geometry = data.geometry();
+          args.dtype = c.dtype;
+          if (IsFloat8(kv)) {
+            args.k_scale = 0.3f;
+            args.v_scale = 1.7f;
+          }
+          std::vector<uint8_t> key(count * token_stride * DTypeSize(c.dtype)), value(key.size());
           for (int t = 0; t < count; ++t) {
             for (int head = 0; head < c.kv_heads; ++head) {
               for (int dim = 0; dim < c.head_size; ++dim) {
                 const int position = page.first_position + offset + t;
                 float& k = data.key(position, head, dim);
                 float& v = data.value(position, head, dim);
-                k = RoundTo(dtype, -0.5f * k);
-                v = RoundTo(dtype, 2.0f * v);
-                WriteElement(dtype, key.data(), t * token_stride + head * head_stride + dim, k);
-                WriteElement(dtype, value.data(), t * token_stride + head * head_stride + dim, v);
+                const float new_k = RoundTo(c.dtype, -0.5f * k);
+                const float new_v = RoundTo(c.dtype, 2.0f * v);
+                WriteElement(c.dtype, key.data(), t * token_stride + head * head_stride + dim, new_k);
+                WriteElement(c.dtype, value.data(), t * token_stride + head * head_stride + dim, new_v);
+                k = RoundTo(kv, new_k / args.k_scale);
+                v = RoundTo(kv, new_v / args.v_scale);
               }
             }
           }
-          WriteArgs args;
-          args.geometry = data.geometry();
           args.k_page = page.k;
           args.v_page = page.v;
           args.offset = offset;
@@ -242,12 +252,12 @@ TEST_P(AttendContractTest, LogitsOfMinusInfinityWeighNothing) {
 
 // A NaN in K or V reaches the rows that see it and no other, in whatever block of rows they are computed.
 TEST_P(AttendContractTest, ANaNStaysWithTheRowsThatSeeIt) {
-  for (DType dtype : kDTypes) {
+  for (DType kv : kKvDTypes) {
     for (PageFormat format : kFormats) {
       for (int position : {60, 64, 67, 79}) {
         for (bool in_key : {true, false}) {
           AttendCase c;
-          c.dtype = dtype;
+          c.SetStorage(kv);
           c.format = format;
           c.kv_heads = 1;
           c.group = 3;
@@ -298,12 +308,12 @@ class Guarded {
 // Strided tokens that do not exist are not read: another thread may be writing them, or the tensor ends there. Few rows
 // (K read as it lies) and many (K transposed).
 TEST_P(AttendContractTest, NothingBehindTheLastStridedTokenIsRead) {
-  for (DType dtype : kDTypes) {
+  for (DType kv : kKvDTypes) {
     for (int length : {1, 2, 7, 15}) {
       for (int group : {1, 3, 8, 12}) {
         for (int head_size : {8, 16, 24}) {
           AttendCase c;
-          c.dtype = dtype;
+          c.SetStorage(kv);
           c.format = PageFormat::kStrided;
           c.length = length;
           c.group = group;
@@ -312,7 +322,7 @@ TEST_P(AttendContractTest, NothingBehindTheLastStridedTokenIsRead) {
           const PageGeometry& g = data.geometry();
           KvPage page = data.pages()[0];
           const auto bytes = [&](int64_t token_stride, int64_t head_stride) {
-            return ((length - 1) * token_stride + (c.kv_heads - 1) * head_stride + head_size) * DTypeSize(dtype);
+            return ((length - 1) * token_stride + (c.kv_heads - 1) * head_stride + head_size) * DTypeSize(kv);
           };
           const Guarded k(page.k, bytes(g.k_token_stride, g.k_head_stride));
           const Guarded v(page.v, bytes(g.v_token_stride, g.v_head_stride));
@@ -348,10 +358,10 @@ TEST_P(AttendContractTest, ExtremeLogitsNeitherOverflowNorVanish) {
 }
 
 TEST_P(AttendContractTest, RepeatedRunsGiveTheSameBits) {
-  for (DType dtype : kDTypes) {
+  for (DType kv : kKvDTypes) {
     for (PageFormat format : kFormats) {
       AttendCase c;
-      c.dtype = dtype;
+      c.SetStorage(kv);
       c.format = format;
       c.group = 7;
       c.num_tokens = 9;
@@ -367,10 +377,10 @@ TEST_P(AttendContractTest, RepeatedRunsGiveTheSameBits) {
 }
 
 TEST_P(AttendContractTest, AgreesWithThePortableRow) {
-  for (DType dtype : kDTypes) {
+  for (DType kv : kKvDTypes) {
     for (PageFormat format : kFormats) {
       AttendCase c;
-      c.dtype = dtype;
+      c.SetStorage(kv);
       c.format = format;
       c.kv_heads = 1;
       c.group = 4;
@@ -398,7 +408,8 @@ TEST_P(AttendContractTest, RandomCases) {
   const auto pick = [&](int lo, int hi) { return std::uniform_int_distribution<int>(lo, hi)(random); };
   for (int i = 0; i < 200; ++i) {
     AttendCase c;
-    c.dtype = kDTypes[pick(0, 2)];
+    c.SetStorage(kKvDTypes[pick(0, 4)]);
+    if (c.kv_dtype.has_value()) c.dtype = kDTypes[pick(0, 2)];
     c.output = kDTypes[pick(0, 2)];
     c.format = kFormats[pick(0, 1)];
     c.page_tokens = 16 << pick(0, 3);

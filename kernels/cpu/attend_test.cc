@@ -5,6 +5,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
@@ -16,19 +17,22 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+constexpr DType kKvDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3,
+                               DType::kFloat8E5M2};
 constexpr PageFormat kFormats[] = {PageFormat::kStrided, PageFormat::kPackedV1};
 
 class AttendTest : public testing::TestWithParam<KernelSet> {
  protected:
   const KernelSet& kernels() const { return GetParam(); }
 
-  // Calls f(case) for every dtype and format.
+  // Calls f(case) for every dtype of KV and format.
   template <typename F>
   void ForEachStorage(F f) {
-    for (DType dtype : kDTypes) {
+    for (DType kv : kKvDTypes) {
       for (PageFormat format : kFormats) {
         AttendCase c;
-        c.dtype = c.output = dtype;
+        c.SetStorage(kv);
+        c.output = c.dtype;
         c.format = format;
         f(c);
       }
@@ -118,11 +122,84 @@ TEST_P(AttendTest, SoftCapAlibiAndSinks) {
 TEST_P(AttendTest, OutputOfEveryType) {
   ForEachStorage([&](AttendCase c) {
     for (DType output : kDTypes) {
-      c.output = output;
-      c.head_size = 40;
-      CheckCase(kernels(), c);
+      for (DType query : kDTypes) {
+        if (!c.kv_dtype.has_value() && query != c.dtype) continue;
+        AttendCase mixed = c;
+        mixed.dtype = query;
+        mixed.output = output;
+        mixed.head_size = 40;
+        CheckCase(kernels(), mixed);
+      }
     }
   });
+}
+
+// All 256 codes, subnormals, NaN and infinities among them: V through one token of weight 1 (an incomplete group) or of
+// weight 1/16 beside 15 tokens of zeros (a whole one), K through queries of a single 1.
+TEST_P(AttendTest, EveryFloat8CodeIsReadExactly) {
+  for (DType kv : {DType::kFloat8E4M3, DType::kFloat8E5M2}) {
+    for (PageFormat format : kFormats) {
+      for (int length : {1, 16}) {
+        for (int group : {1, 2, 8, 16}) {
+          AttendCase c;
+          c.kv_dtype = kv;
+          c.format = format;
+          c.length = length;
+          c.group = group;
+          c.kv_heads = 1;
+          c.head_size = 256;
+          c.scale = 1.0f;
+          SCOPED_TRACE(absl::StrCat(kernels().name, ": ", c.ToString()));
+          AttendData data(c);
+          const KvPage& page = data.pages()[0];
+          uint8_t* k = reinterpret_cast<uint8_t*>(page.k);
+          uint8_t* v = reinterpret_cast<uint8_t*>(page.v);
+          const bool packed = format == PageFormat::kPackedV1;
+          const PageGeometry& g = data.geometry();
+          const auto at = [&](int token, int dim) {
+            return packed ? PackedValueOffset(kv, 16, 256, 0, token, dim) : token * g.v_token_stride + dim;
+          };
+          for (int token = 0; token < length; ++token) {
+            for (int dim = 0; dim < 256; ++dim) {
+              k[packed ? PackedKeyOffset(kv, 16, 256, 0, token, dim) : token * g.k_token_stride + dim] = 0;
+              v[at(token, dim)] = token == 0 ? static_cast<uint8_t>(dim) : 0;
+            }
+          }
+          AttendResult result = RunCase(kernels(), data, 0);
+          for (int i = 0; i < group * 256; ++i) {
+            const uint8_t code = static_cast<uint8_t>(i % 256);
+            const float expected = ReadElement(kv, &code, 0) / static_cast<float>(length);
+            ASSERT_TRUE(std::isnan(expected) ? std::isnan(result.o[i]) : result.o[i] == expected)
+                << "code " << i % 256 << ": " << result.o[i] << " instead of " << expected;
+          }
+          // Code c in dim c of every token, the finite ones: a row with its 1 there has that logit for all of them.
+          const uint8_t largest = kv == DType::kFloat8E4M3 ? 0x7e : 0x7b;
+          for (int token = 0; token < length; ++token) {
+            for (int dim = 0; dim < 256; ++dim) {
+              k[packed ? PackedKeyOffset(kv, 16, 256, 0, token, dim) : token * g.k_token_stride + dim] =
+                  (dim & 0x7f) > largest ? 0 : static_cast<uint8_t>(dim);
+              v[at(token, dim)] = 0;
+            }
+          }
+          QueryTile tile = data.Tile(0);
+          for (int first = 0; first < 256; first += group) {
+            std::vector<float> q(group * 256), max(group), sum(group), acc(group * 256);
+            for (int row = 0; row < group; ++row) q[row * 256 + first + row] = 1.0f;
+            tile.q = q.data();
+            const RowState state = {max.data(), sum.data(), acc.data()};
+            std::vector<uint8_t> scratch(AttendScratchBytes(256));
+            kernels().init_rows(tile, nullptr, state);
+            ASSERT_EQ(kernels().attend(data.geometry())(tile, data.Args(0), state, scratch.data()), KernelResult::kOk);
+            for (int row = 0; row < group; ++row) {
+              const uint8_t code = (first + row) % 128 > largest ? 0 : static_cast<uint8_t>(first + row);
+              ASSERT_EQ(max[row], ReadElement(kv, &code, 0)) << "code " << first + row;
+              ASSERT_EQ(sum[row], static_cast<float>(length));
+            }
+          }
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -70,7 +70,7 @@ float BuildBox(const char* k, const PageGeometry& g, int num_tokens, uint16_t* b
       if constexpr (kPairs) {
         LoadBF16Pairs(p, x[0], x[1]);
       } else {
-        x[0] = LoadElements<kElements>(p);
+        x[0] = Mul(LoadElements<kElements>(p), Set(UnitOf(g.dtype)));
       }
       for (int i = 0; i < kDims; ++i) Include(e[i], x[i], AtMost(16, num_tokens - token), not_finite);
     }
@@ -92,7 +92,7 @@ float BuildCentroid(const char* v, const PageGeometry& g, int num_tokens, float*
   const int64_t vec_bytes = g.page_tokens * token_bytes;
   // Padded dims of V may hold anything.
   const auto load = [&](int t, int j) __attribute__((always_inline)) {
-    const Vec x = LoadValues<kElements, Extent::kFull>(v + j * vec_bytes, token_bytes, t);
+    const Vec x = Mul(LoadValues<kElements, Extent::kFull>(v + j * vec_bytes, token_bytes, t), Set(UnitOf(g.dtype)));
     return 16 * (j + 1) <= g.head_size ? x : KeepLanes(x, 0, g.head_size - 16 * j, 0.0f);
   };
   const Vec share = Set(1.0f / static_cast<float>(num_tokens));
@@ -146,6 +146,10 @@ void BuildDigest(const PageGeometry& geometry, uint64_t k_page, uint64_t v_page,
       return BuildDigestOf<Elements::kF16>(geometry, k_page, v_page, num_tokens, out);
     case DType::kBFloat16:
       return BuildDigestOf<Elements::kBF16Pairs>(geometry, k_page, v_page, num_tokens, out);
+    case DType::kFloat8E4M3:
+      return BuildDigestOf<Elements::kF8E4M3>(geometry, k_page, v_page, num_tokens, out);
+    case DType::kFloat8E5M2:
+      return BuildDigestOf<Elements::kF8E5M2>(geometry, k_page, v_page, num_tokens, out);
   }
 }
 

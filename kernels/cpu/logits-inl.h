@@ -79,7 +79,7 @@ KernelResult StoreLogits(const QueryTile& tile, const AttendArgs& args, float* l
       ForEachProducts(call, cursor, [&](const SeenGroup* seen, int num_seen, int first_row, int rows) {
         for (int r = 0; r < rows; ++r) {
           float* scores = call.scores + r * kScoreStride;
-          if (call.logits(tile, first_row + r, seen, num_seen, scores) == -kMinusInfinity) return false;
+          if (call.logits(call.tile, first_row + r, seen, num_seen, scores) == -kMinusInfinity) return false;
           float* out = logits + (first_row + r) * row_stride;
           for (int i = 0; i < num_seen; ++i) StoreStream(out + seen[i].group->slot, Load(scores + 16 * i));
         }
@@ -163,7 +163,7 @@ KernelResult SummariseLogits(const QueryTile& tile, const AttendArgs& args, Logi
   return ForEachProducts(call, cursor, [&](const SeenGroup* seen, int num_seen, int first_row, int rows) {
     for (int r = 0; r < rows; ++r) {
       float* scores = call.scores + r * kScoreStride;
-      const float chunk_max = call.logits(tile, first_row + r, seen, num_seen, scores);
+      const float chunk_max = call.logits(call.tile, first_row + r, seen, num_seen, scores);
       if (!SummariseRow(tile, first_row + r, seen, num_seen, scores, chunk_max, summary)) return false;
     }
     return true;

@@ -26,7 +26,7 @@ void FinalizeRows(const QueryTile& tile, RowState state, const RowOutput& out) {
               (token * out.token_stride + head * out.head_stride) * static_cast<int64_t>(BytesOf(out.dtype));
     for (int j = 0; j < vecs; ++j) {
       const Vec acc = Load(state.acc + (static_cast<size_t>(row) * vecs + j) * 16);
-      StoreRow(o, out.dtype, 16 * j, tile.head_size, empty ? Zero() : Div(acc, Set(sum)));
+      StoreRow(o, out.dtype, 16 * j, tile.head_size, empty ? Zero() : Mul(Div(acc, Set(sum)), Set(out.scale)));
     }
     if (out.lse != nullptr) {
       out.lse[token * out.lse_token_stride + head * out.lse_head_stride] =

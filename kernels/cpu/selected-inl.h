@@ -30,12 +30,13 @@ HG_INLINE bool SeesAll(const QueryTile& tile, int token, const Picked& picked) {
 
 // Takes the selected tokens from *next on; those that no row sees are left out.
 void Pick(const Cursor& at, const SelectedTokens& selected, int* next, Picked& picked) {
-  const QueryTile& tile = *at.call->tile;
+  const QueryTile& tile = at.call->tile;
   const AttendArgs& args = *at.call->args;
   const Layout& layout = at.call->layout;
   const int page_tokens = args.geometry.page_tokens;
   // From one token of a 16-token group to the next: a packed token has a unit (GatherUnits) per 16 of them.
-  const int64_t unit_bytes = args.geometry.dtype == DType::kFloat16 ? 2 : 4;
+  const int64_t unit_bytes =
+      args.geometry.dtype == DType::kBFloat16 ? 4 : static_cast<int64_t>(BytesOf(args.geometry.dtype));
   const int64_t token_bytes = at.call->packed ? unit_bytes : layout.key.token;
   picked.count = 0;
   for (; *next < selected.count && picked.count < 16; ++*next) {
@@ -77,6 +78,8 @@ void GatherKeys(const Call& call, const Picked& picked, float* out) {
   const PageGeometry& g = call.args->geometry;
   if (!call.packed) {
     TransposeKeys(picked.k, picked.count, g.dtype, g.head_size, out);
+  } else if (BytesOf(g.dtype) == 1) {
+    GatherUnits(picked, g.head_size, reinterpret_cast<uint8_t*>(out));
   } else if (g.dtype == DType::kFloat16) {
     GatherUnits(picked, g.head_size, reinterpret_cast<uint16_t*>(out));
   } else {
@@ -116,6 +119,10 @@ void GatherValues(const Call& call, const Picked& picked, float* out) {
     case DType::kBFloat16:
       return call.packed ? GatherValueRows<Elements::kBF16Pairs>(call, picked, out)
                          : GatherValueRows<Elements::kBF16>(call, picked, out);
+    case DType::kFloat8E4M3:
+      return GatherValueRows<Elements::kF8E4M3>(call, picked, out);
+    case DType::kFloat8E5M2:
+      return GatherValueRows<Elements::kF8E5M2>(call, picked, out);
   }
 }
 
@@ -156,7 +163,7 @@ PickedLogitFn PickedLogits(const QueryTile& tile, bool given) {
 // One block of rows over gathered groups. False: a logit is +inf.
 bool AttendPicked(const Call& call, const SelectedTokens& selected, PickedLogitFn logits, const Picked* picked,
                   int num_groups, const float* values, int first_row) {
-  const QueryTile& tile = *call.tile;
+  const QueryTile& tile = call.tile;
   const int rows = AtMost(kRowBlock, call.rows - first_row);
   const size_t row_floats = static_cast<size_t>(call.vecs) * 16;
   if (selected.logits != nullptr) {
@@ -183,7 +190,8 @@ bool AttendPicked(const Call& call, const SelectedTokens& selected, PickedLogitF
     const int row = first_row + r;
     float* scores = call.scores + r * kScoreStride;
     const float chunk_max = logits(tile, row, picked, num_groups, scores);
-    if (!WeightRow(chunk_max, num_groups, scores, &call.state.max[row], &call.state.sum[row], &decay[r])) return false;
+    if (!WeightRow(chunk_max, call.unit, num_groups, scores, &call.state.max[row], &call.state.sum[row], &decay[r]))
+      return false;
   }
 
   // Groups that every row of the block sees in full, and for the others tokens one by one: their V may be NaN.

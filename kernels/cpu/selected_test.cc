@@ -17,6 +17,8 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+constexpr DType kStoredDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3,
+                                   DType::kFloat8E5M2};
 constexpr PageFormat kFormats[] = {PageFormat::kStrided, PageFormat::kPackedV1};
 constexpr uint64_t kFaults = 4096 - 64;
 
@@ -72,6 +74,7 @@ AttendResult RunSelected(const KernelSet& kernels, AttendData& data, int kv_head
     if (result.status != KernelResult::kOk || call_slots > count) break;
   }
   RowOutput out;
+  out.scale = data.c().v_scale;
   result.o.resize(rows * c.head_size);
   result.lse.resize(rows);
   out.o = result.o.data();
@@ -116,11 +119,11 @@ void Check(const KernelSet& kernels, const AttendCase& c, const std::vector<int3
 }
 
 TEST_P(SelectedTest, CountsRoundGroupsAndCalls) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kStoredDTypes) {
     for (PageFormat format : kFormats) {
       for (int count : {0, 1, 2, 15, 16, 17, 100, 127, 128, 129, 300}) {
         AttendCase c;
-        c.dtype = dtype;
+        c.SetStorage(dtype);
         c.format = format;
         c.group = 1 + count % 9;
         c.head_size = 8 * (1 + count % 4);

@@ -94,10 +94,11 @@ HG_INLINE bool FoldRow(float chunk_max, int num_groups, const float* logits, flo
   return true;
 }
 
-// The same, with the weights in the place of the logits.
-bool WeightRow(float chunk_max, int num_groups, float* scores, float* row_max, float* row_sum, float* decay) {
+// The same, with the weights, times the unit of V as it is loaded, in the place of the logits.
+bool WeightRow(float chunk_max, float unit, int num_groups, float* scores, float* row_max, float* row_sum,
+               float* decay) {
   return FoldRow(chunk_max, num_groups, scores, row_max, row_sum, decay,
-                 [scores](int i, const Vec&, const Vec& p) { Store(scores + 16 * i, p); });
+                 [scores, unit](int i, const Vec&, const Vec& p) { Store(scores + 16 * i, Mul(p, Set(unit))); });
 }
 
 }  // namespace

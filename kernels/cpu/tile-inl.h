@@ -47,21 +47,31 @@ struct KeyGroups {
 
 constexpr int kLineBytes = 64;
 
-// Vectors that a cache line is loaded as: what one step of a packed loop reads. For PairDot a vector holds pairs.
 template <Elements kElements>
-constexpr int kVecsPerLine = kElements == Elements::kF32 || kElements == Elements::kBF16Dots ? 1 : 2;
+constexpr int kElementsPerLine = kElements == Elements::kF32                                        ? 16
+                                 : kElements == Elements::kF8E4M3 || kElements == Elements::kF8E5M2 ? 64
+                                                                                                    : 32;
+// Vectors that a cache line is loaded as. For PairDot a vector holds pairs.
 template <Elements kElements>
-constexpr int kElementsPerLine = kElements == Elements::kF32 ? 16 : 32;
+constexpr int kVecsPerLine = kElements == Elements::kBF16Dots ? 1 : kElementsPerLine<kElements> / 16;
+// Of these, what one step of a packed loop reads: no more at once, as they take the registers of accumulators.
+template <Elements kElements>
+constexpr int kVecsPerStep = AtMost(2, kVecsPerLine<kElements>);
+template <Elements kElements>
+constexpr int kStepsPerLine = kVecsPerLine<kElements> / kVecsPerStep<kElements>;
 
 template <Elements kElements>
-HG_INLINE void LoadLine(const char* p, Vec (&x)[kVecsPerLine<kElements>]) {
+HG_INLINE void LoadStep(const char* line, int step, Vec (&x)[kVecsPerStep<kElements>]) {
   if constexpr (kElements == Elements::kBF16Pairs) {
-    LoadBF16Pairs(p, x[0], x[1]);
+    LoadBF16Pairs(line, x[0], x[1]);
   } else if constexpr (kElements == Elements::kBF16Dots) {
-    x[0] = Load(reinterpret_cast<const float*>(p));
+    x[0] = Load(reinterpret_cast<const float*>(line));
   } else {
+    constexpr int kBytes = kLineBytes / kVecsPerLine<kElements>;
     HG_UNROLL
-    for (int i = 0; i < kVecsPerLine<kElements>; ++i) x[i] = LoadElements<kElements>(p + 32 * i);
+    for (int i = 0; i < kVecsPerStep<kElements>; ++i) {
+      x[i] = LoadElements<kElements>(line + kBytes * (step * kVecsPerStep<kElements> + i));
+    }
   }
 }
 
@@ -71,7 +81,7 @@ template <Elements kElements, int kRows>
 void ScoreRows(const KeyGroups& groups, const Layout&, int head_size, const float* q, float* scores) {
   constexpr int kGroups = AtMost(4, kAccumulatorVecs / kRows);
   static_assert(kChunkGroups % kGroups == 0, "a short last block writes whole blocks of groups");
-  constexpr int kStep = kVecsPerLine<kElements>;
+  constexpr int kStep = kVecsPerStep<kElements>;
   for (int first = 0; first < groups.count; first += kGroups) {
     const char* p[kGroups];
     const char* next[kGroups];
@@ -88,22 +98,25 @@ void ScoreRows(const KeyGroups& groups, const Layout&, int head_size, const floa
     }
     const float* qd = q;
     const size_t bytes = static_cast<size_t>(head_size) * 16 / kElementsPerLine<kElements> * kLineBytes;
-    for (size_t offset = 0; offset < bytes; offset += kLineBytes, qd += kStep * kRows) {
-      Vec x[kGroups][kStep];
+    for (size_t offset = 0; offset < bytes; offset += kLineBytes) {
       HG_UNROLL
-      for (int i = 0; i < kGroups; ++i) {
-        Prefetch(next[i] + offset);
-        LoadLine<kElements>(p[i] + offset, x[i]);
-      }
-      HG_UNROLL
-      for (int s = 0; s < kStep; ++s) {
+      for (int step = 0; step < kStepsPerLine<kElements>; ++step, qd += kStep * kRows) {
+        Vec x[kGroups][kStep];
         HG_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          const Vec qr = Set(qd[s * kRows + r]);
+        for (int i = 0; i < kGroups; ++i) {
+          if (step == 0) Prefetch(next[i] + offset);
+          LoadStep<kElements>(p[i] + offset, step, x[i]);
+        }
+        HG_UNROLL
+        for (int s = 0; s < kStep; ++s) {
           HG_UNROLL
-          for (int i = 0; i < kGroups; ++i) {
-            acc[i][r] =
-                kElements == Elements::kBF16Dots ? PairDot(x[i][s], qr, acc[i][r]) : Fma(x[i][s], qr, acc[i][r]);
+          for (int r = 0; r < kRows; ++r) {
+            const Vec qr = Set(qd[s * kRows + r]);
+            HG_UNROLL
+            for (int i = 0; i < kGroups; ++i) {
+              acc[i][r] =
+                  kElements == Elements::kBF16Dots ? PairDot(x[i][s], qr, acc[i][r]) : Fma(x[i][s], qr, acc[i][r]);
+            }
           }
         }
       }
@@ -186,11 +199,12 @@ template <Elements kElements, PageFormat kFormat, Extent kExtent, int kRows, int
 HG_INLINE void AddGroups(const ValueGroups& groups, int first, const Layout& layout, int j,
                          Vec (&sum)[kSets][kVecs][kRows]) {
   constexpr bool kPacked = kFormat == PageFormat::kPackedV1;
-  constexpr int kStep = kPacked ? kVecsPerLine<kElements> : 1;  // tokens
+  constexpr int kStep = kPacked ? kVecsPerStep<kElements> : 1;  // tokens
+  constexpr int kSteps = kPacked ? kStepsPerLine<kElements> : 1;
   static_assert(!kPacked || kVecs == 1, "a packed line is several tokens of one vector");
   const int beyond = j + layout.vecs_ahead - layout.full_vecs - layout.half_vecs;
-  const int64_t step = kPacked ? kLineBytes : layout.value.token;
-  const int64_t next_step = kPacked ? kLineBytes : layout.ahead.token;
+  const int64_t line = kPacked ? kLineBytes : layout.value.token;
+  const int64_t next_line = kPacked ? kLineBytes : layout.ahead.token;
   const char* v[kStreams];
   const char* next[kStreams];
   const float* p[kStreams];
@@ -203,35 +217,39 @@ HG_INLINE void AddGroups(const ValueGroups& groups, int first, const Layout& lay
   }
   int64_t offset = 0;
   int64_t next_offset = 0;
-  for (int t = 0; t < 16; t += kStep) {
+  for (int first_token = 0; first_token < 16; first_token += kStep * kSteps) {
     HG_UNROLL
-    for (int c = 0; c < kStreams; ++c) {
-      Vec x[kVecs * kStep];
-      if constexpr (kPacked) {
-        Prefetch(next[c] + next_offset);
-        LoadLine<kElements>(v[c] + offset, x);
-      } else {
-        HG_UNROLL
-        for (int i = 0; i < kVecs; ++i) {
-          if (i % kVecsPerLine<kElements> == 0) Prefetch(next[c] + next_offset + i * layout.ahead.vec);
-          x[i] = LoadElements<kElements, kExtent>(v[c] + offset + i * layout.value.vec);
-        }
-      }
+    for (int step = 0; step < kSteps; ++step) {
+      const int t = first_token + step * kStep;
       HG_UNROLL
-      for (int s = 0; s < kStep; ++s) {
-        HG_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          const Vec pr = Set(p[c][r * kScoreStride + t + s]);
+      for (int c = 0; c < kStreams; ++c) {
+        Vec x[kVecs * kStep];
+        if constexpr (kPacked) {
+          if (step == 0) Prefetch(next[c] + next_offset);
+          LoadStep<kElements>(v[c] + offset, step, x);
+        } else {
           HG_UNROLL
           for (int i = 0; i < kVecs; ++i) {
-            Vec& total = sum[c % kSets][i][r];
-            total = Fma(x[kPacked ? s : i], pr, total);
+            if (i % kVecsPerLine<kElements> == 0) Prefetch(next[c] + next_offset + i * layout.ahead.vec);
+            x[i] = LoadElements<kElements, kExtent>(v[c] + offset + i * layout.value.vec);
+          }
+        }
+        HG_UNROLL
+        for (int s = 0; s < kStep; ++s) {
+          HG_UNROLL
+          for (int r = 0; r < kRows; ++r) {
+            const Vec pr = Set(p[c][r * kScoreStride + t + s]);
+            HG_UNROLL
+            for (int i = 0; i < kVecs; ++i) {
+              Vec& total = sum[c % kSets][i][r];
+              total = Fma(x[kPacked ? s : i], pr, total);
+            }
           }
         }
       }
     }
-    offset += step;
-    next_offset += next_step;
+    offset += line;
+    next_offset += next_line;
   }
 }
 

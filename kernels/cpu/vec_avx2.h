@@ -103,6 +103,20 @@ HG_INLINE Vec LoadBF16(const void* p) { return {WidenBF16(p), WidenBF16(static_c
 HG_INLINE Vec LoadHalf(const float* p) { return {_mm256_loadu_ps(p), _mm256_setzero_ps()}; }
 HG_INLINE Vec LoadHalfF16(const void* p) { return {WidenF16(p), _mm256_setzero_ps()}; }
 HG_INLINE Vec LoadHalfBF16(const void* p) { return {WidenBF16(p), _mm256_setzero_ps()}; }
+// As in vec_avx512.h.
+HG_INLINE Vec WidenF16Bits(__m256i bits) {
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(bits)), _mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1))};
+}
+HG_INLINE Vec WidenE4M3(__m128i codes) {
+  const __m256i bits = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
+  const __m256i carried = _mm256_add_epi16(bits, _mm256_set1_epi16(0x80));
+  return WidenF16Bits(_mm256_xor_si256(bits, _mm256_and_si256(carried, _mm256_set1_epi16(0x4000))));
+}
+HG_INLINE Vec WidenE5M2(__m128i codes) { return WidenF16Bits(_mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 8)); }
+HG_INLINE Vec LoadE4M3(const void* p) { return WidenE4M3(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+HG_INLINE Vec LoadE5M2(const void* p) { return WidenE5M2(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+HG_INLINE Vec LoadHalfE4M3(const void* p) { return WidenE4M3(_mm_loadl_epi64(static_cast<const __m128i*>(p))); }
+HG_INLINE Vec LoadHalfE5M2(const void* p) { return WidenE5M2(_mm_loadl_epi64(static_cast<const __m128i*>(p))); }
 HG_INLINE void LoadBF16Pairs(const void* p, Vec& even, Vec& odd) {
   const __m256i lo = _mm256_loadu_si256(static_cast<const __m256i*>(p));
   const __m256i hi = _mm256_loadu_si256(static_cast<const __m256i*>(p) + 1);

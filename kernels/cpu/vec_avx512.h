@@ -77,6 +77,18 @@ HG_INLINE Vec LoadHalfBF16(const void* p) {
   const __m128i bits = _mm_loadu_si128(static_cast<const __m128i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_zextsi128_si256(bits)), 16));
 }
+// e4m3 as a float16 of 2^-8 times its value: the sign is extended over bits 15 and 14, exponent and mantissa come to
+// theirs, and bit 14 is then cleared, or set in NaN, whose seven ones carry into it. e5m2 is a float16's upper half.
+HG_INLINE __m512 WidenE4M3(__m128i codes) {
+  const __m256i bits = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
+  const __m256i carried = _mm256_add_epi16(bits, _mm256_set1_epi16(0x80));
+  return _mm512_cvtph_ps(_mm256_ternarylogic_epi32(bits, carried, _mm256_set1_epi16(0x4000), 0x78));  // a ^ (b & c)
+}
+HG_INLINE __m512 WidenE5M2(__m128i codes) { return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 8)); }
+HG_INLINE Vec LoadE4M3(const void* p) { return WidenE4M3(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+HG_INLINE Vec LoadE5M2(const void* p) { return WidenE5M2(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+HG_INLINE Vec LoadHalfE4M3(const void* p) { return WidenE4M3(_mm_loadl_epi64(static_cast<const __m128i*>(p))); }
+HG_INLINE Vec LoadHalfE5M2(const void* p) { return WidenE5M2(_mm_loadl_epi64(static_cast<const __m128i*>(p))); }
 HG_INLINE void LoadBF16Pairs(const void* p, Vec& even, Vec& odd) {
   __m512i pairs = _mm512_loadu_si512(p);
   asm("" : "+v"(pairs));  // loaded once: the compiler would fold the load into both instructions, and loads are scarcer

@@ -152,6 +152,20 @@ HG_INLINE Vec LoadHalfF16(const void* p) {
 HG_INLINE Vec LoadHalfBF16(const void* p) {
   return Gather<8>([&](int i) { return BFloat16ToFloat(Bits16(p, i)); });
 }
+// 16 or 8 consecutive elements of float8, e4m3 in units of 2^8.
+HG_INLINE uint8_t Bits8(const void* p, int i) { return static_cast<const uint8_t*>(p)[i]; }
+HG_INLINE Vec LoadE4M3(const void* p) {
+  return Gather<16>([&](int i) { return Float8E4M3ToFloat(Bits8(p, i)) * 0x1p-8f; });
+}
+HG_INLINE Vec LoadHalfE4M3(const void* p) {
+  return Gather<8>([&](int i) { return Float8E4M3ToFloat(Bits8(p, i)) * 0x1p-8f; });
+}
+HG_INLINE Vec LoadE5M2(const void* p) {
+  return Gather<16>([&](int i) { return Float8E5M2ToFloat(Bits8(p, i)); });
+}
+HG_INLINE Vec LoadHalfE5M2(const void* p) {
+  return Gather<8>([&](int i) { return Float8E5M2ToFloat(Bits8(p, i)); });
+}
 // 16 consecutive pairs: their first and their second elements.
 HG_INLINE void LoadBF16Pairs(const void* p, Vec& even, Vec& odd) {
   even = Gather<16>([&](int i) { return BFloat16ToFloat(Bits16(p, 2 * i)); });

@@ -22,7 +22,7 @@ constexpr uint64_t kPoisonedPage = 4096 - 64;
 PageGeometry MakeGeometry(const AttendCase& c, PageFormat format) {
   PageGeometry g;
   g.format = format;
-  g.dtype = c.dtype;
+  g.dtype = c.kv();
   g.page_tokens = c.page_tokens;
   g.kv_heads = c.kv_heads;
   g.head_size = c.head_size;
@@ -51,58 +51,41 @@ int64_t Offset(KvRole role, const PageGeometry& g, int head, int token, int dim)
 
 }  // namespace
 
+void AttendCase::SetStorage(DType kv) {
+  if (!IsFloat8(kv)) {
+    dtype = kv;
+    return;
+  }
+  dtype = kv == DType::kFloat8E4M3 ? DType::kFloat16 : DType::kBFloat16;
+  kv_dtype = kv;
+  v_scale = 0.71875f;
+}
+
 std::string AttendCase::ToString() const {
-  return absl::StrCat(
-      DTypeName(dtype), "->", DTypeName(output), format == PageFormat::kPackedV1 ? " packed" : " strided",
-      " page_tokens=", page_tokens, " kv_heads=", kv_heads, " group=", group, " head_size=", head_size,
-      " length=", length, " num_tokens=", num_tokens, mask == OracleInput::Mask::kCausal ? " causal" : " full",
-      " window=", window, " scale=", scale, " soft_cap=", soft_cap, " alibi=", alibi, " sinks=", sinks, " seed=", seed);
+  return absl::StrCat(DTypeName(dtype), " KV ", DTypeName(kv()), "->", DTypeName(output),
+                      format == PageFormat::kPackedV1 ? " packed" : " strided", " page_tokens=", page_tokens,
+                      " kv_heads=", kv_heads, " group=", group, " head_size=", head_size, " length=", length,
+                      " num_tokens=", num_tokens, mask == OracleInput::Mask::kCausal ? " causal" : " full",
+                      " window=", window, " scale=", scale, " soft_cap=", soft_cap, " alibi=", alibi, " sinks=", sinks,
+                      " seed=", seed);
 }
 
 float RoundTo(DType dtype, float x) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return x;
-    case DType::kFloat16:
-      return Float16ToFloat(FloatToFloat16(x));
-    case DType::kBFloat16:
-      return BFloat16ToFloat(FloatToBFloat16(x));
-  }
-  return x;
-}
-
-float ReadElement(DType dtype, const void* base, int64_t index) {
-  const char* p = static_cast<const char*>(base) + index * static_cast<int64_t>(DTypeSize(dtype));
-  if (dtype == DType::kFloat32) {
-    float x;
-    std::memcpy(&x, p, sizeof(x));
-    return x;
-  }
-  uint16_t bits;
-  std::memcpy(&bits, p, sizeof(bits));
-  return dtype == DType::kFloat16 ? Float16ToFloat(bits) : BFloat16ToFloat(bits);
-}
-
-void WriteElement(DType dtype, void* base, int64_t index, float x) {
-  char* p = static_cast<char*>(base) + index * static_cast<int64_t>(DTypeSize(dtype));
-  if (dtype == DType::kFloat32) {
-    std::memcpy(p, &x, sizeof(x));
-    return;
-  }
-  const uint16_t bits = dtype == DType::kFloat16 ? FloatToFloat16(x) : FloatToBFloat16(x);
-  std::memcpy(p, &bits, sizeof(bits));
+  float stored = 0;
+  WriteElement(dtype, &stored, 0, x);
+  return ReadElement(dtype, &stored, 0);
 }
 
 AttendData::AttendData(const AttendCase& c) : case_(c) {
   std::mt19937 random(c.seed);
   std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
-  const auto fill = [&](std::vector<float>& x, size_t n) {
+  const auto fill = [&](std::vector<float>& x, size_t n, DType dtype) {
     x.resize(n);
-    for (float& e : x) e = RoundTo(c.dtype, uniform(random));
+    for (float& e : x) e = RoundTo(dtype, uniform(random));
   };
-  fill(query_, static_cast<size_t>(c.num_tokens) * heads() * c.head_size);
-  fill(key_, static_cast<size_t>(c.length) * c.kv_heads * c.head_size);
-  fill(value_, key_.size());
+  fill(query_, static_cast<size_t>(c.num_tokens) * heads() * c.head_size, c.dtype);
+  fill(key_, static_cast<size_t>(c.length) * c.kv_heads * c.head_size, c.kv());
+  fill(value_, key_.size(), c.kv());
   slopes_.resize(heads());
   sinks_.resize(heads());
   for (float& x : slopes_) x = 0.05f * (1.0f + uniform(random));
@@ -116,7 +99,7 @@ AttendData::AttendData(const AttendCase& c) : case_(c) {
     in.head_size = c.head_size;
     in.query = [=](int token, int head, int dim) { return query(token, kv_head * case_.group + head, dim); };
     in.key = [=](int position, int, int dim) { return key(position, kv_head, dim); };
-    in.value = [=](int position, int, int dim) { return value(position, kv_head, dim); };
+    in.value = [=](int position, int, int dim) { return case_.v_scale * value(position, kv_head, dim); };
     in.scale = c.scale;
     in.soft_cap = c.soft_cap;
     const auto slice = [&](const std::vector<float>& x) {
@@ -139,7 +122,7 @@ void AttendData::BuildPages(PageFormat format) {
   const int num_pages = (case_.length + page_tokens - 1) / page_tokens;
   // Both roles of a page side by side; for interleaved rows V begins one row's K further on.
   int64_t role_elements =
-      PackedPageBytes(case_.dtype, case_.kv_heads, page_tokens, case_.head_size) / DTypeSize(case_.dtype);
+      PackedPageBytes(case_.kv(), case_.kv_heads, page_tokens, case_.head_size) / DTypeSize(case_.kv());
   if (format == PageFormat::kStrided) {
     role_elements = std::max(page_tokens * geometry_.k_token_stride + case_.kv_heads * geometry_.k_head_stride,
                              page_tokens * geometry_.v_token_stride + case_.kv_heads * geometry_.v_head_stride);
@@ -147,7 +130,7 @@ void AttendData::BuildPages(PageFormat format) {
   const bool interleaved = format == PageFormat::kStrided && case_.seed % 2 == 0;
   const int64_t value_shift = interleaved ? case_.head_size : role_elements;
   const int64_t page_elements = 2 * role_elements;
-  const size_t element = DTypeSize(case_.dtype);
+  const size_t element = DTypeSize(case_.kv());
   page_bytes_.assign(page_elements * num_pages * element, 0xff);  // NaN in every dtype
 
   std::vector<int> place(num_pages);
@@ -175,10 +158,9 @@ void AttendData::BuildPages(PageFormat format) {
     for (int head = 0; head < case_.kv_heads; ++head) {
       for (int token = 0; token < page.num_tokens; ++token) {
         for (int dim = 0; dim < case_.head_size; ++dim) {
-          WriteElement(case_.dtype, reinterpret_cast<void*>(page.k), Offset(KvRole::kKey, geometry_, head, token, dim),
+          WriteElement(case_.kv(), reinterpret_cast<void*>(page.k), Offset(KvRole::kKey, geometry_, head, token, dim),
                        key(page.first_position + token, head, dim));
-          WriteElement(case_.dtype, reinterpret_cast<void*>(page.v),
-                       Offset(KvRole::kValue, geometry_, head, token, dim),
+          WriteElement(case_.kv(), reinterpret_cast<void*>(page.v), Offset(KvRole::kValue, geometry_, head, token, dim),
                        value(page.first_position + token, head, dim));
         }
       }
@@ -236,6 +218,7 @@ AttendResult RunSteps(const KernelSet& kernels, const std::vector<AttendStep>& s
   RowOutput out;
   out.o = o.data();
   out.dtype = output;
+  out.scale = steps[0].data->c().v_scale;
   out.token_stride = tile.group * tile.head_size;
   out.head_stride = tile.head_size;
   out.lse = lse.data();

@@ -4,6 +4,7 @@
 #define KERNELS_TESTING_ATTEND_CASE_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,7 +14,9 @@
 namespace hybridgen {
 
 struct AttendCase {
-  DType dtype = DType::kFloat32;  // of KV and queries
+  DType dtype = DType::kFloat32;  // of queries, and of KV unless kv_dtype is set
+  std::optional<DType> kv_dtype;  // float8
+  float v_scale = 1.0f;           // of float8; short enough that an element times it is a float32
   DType output = DType::kFloat32;
   PageFormat format = PageFormat::kPackedV1;
   int page_tokens = 16;
@@ -30,6 +33,9 @@ struct AttendCase {
   bool sinks = false;
   uint32_t seed = 1;
 
+  DType kv() const { return kv_dtype.value_or(dtype); }
+  // KV of this type, and queries: of 16 bits where it is float8, which then has a V scale.
+  void SetStorage(DType kv);
   std::string ToString() const;
 };
 
@@ -46,6 +52,7 @@ class AttendData {
   OracleInput& oracle(int kv_head) { return oracle_[kv_head]; }
   // Rebuilds the pages after a change of oracle ranges or of elements, in the given format.
   void BuildPages(PageFormat format);
+  // As stored, that is without scales.
   float& key(int position, int kv_head, int dim) { return key_[Index(position, kv_head, dim)]; }
   float& value(int position, int kv_head, int dim) { return value_[Index(position, kv_head, dim)]; }
   float& query(int token, int head, int dim) {
@@ -62,7 +69,7 @@ class AttendData {
     return (static_cast<size_t>(position) * case_.kv_heads + kv_head) * case_.head_size + dim;
   }
   AttendCase case_;
-  std::vector<float> query_, key_, value_;  // by logical index, rounded to the dtype
+  std::vector<float> query_, key_, value_;  // by logical index, rounded to their dtypes
   std::vector<uint8_t> query_bytes_;        // [token][head][dim] of the dtype
   std::vector<float> slopes_, sinks_;
   std::vector<OracleInput> oracle_;
@@ -105,9 +112,6 @@ uint32_t TestSeed(const char* target, uint32_t fallback);
 
 // Rounds to the dtype and back.
 float RoundTo(DType dtype, float x);
-// Element `index` of an array of `dtype`.
-float ReadElement(DType dtype, const void* base, int64_t index);
-void WriteElement(DType dtype, void* base, int64_t index, float x);
 
 }  // namespace hybridgen
 

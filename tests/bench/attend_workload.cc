@@ -21,19 +21,7 @@ constexpr int kItemDigests = 256;
 constexpr int kCallDigests = 64;
 constexpr int kLineFloats = 16;
 
-void StoreElement(DType dtype, void* base, size_t index, float x) {
-  if (dtype == DType::kFloat32) {
-    static_cast<float*>(base)[index] = x;
-  } else {
-    static_cast<uint16_t*>(base)[index] = dtype == DType::kFloat16 ? FloatToFloat16(x) : FloatToBFloat16(x);
-  }
-}
-
-float LoadElement(DType dtype, const void* base, int64_t index) {
-  if (dtype == DType::kFloat32) return static_cast<const float*>(base)[index];
-  const uint16_t bits = static_cast<const uint16_t*>(base)[index];
-  return dtype == DType::kFloat16 ? Float16ToFloat(bits) : BFloat16ToFloat(bits);
-}
+DType QueryDType(DType kv) { return IsFloat8(kv) ? DType::kBFloat16 : kv; }
 
 const char* KindName(AttendKind kind) {
   switch (kind) {
@@ -80,7 +68,7 @@ void KvMemory::Fill(DType dtype) {
   const size_t pattern = std::min(bytes_, size_t{1} << 20);
   std::mt19937 random(1);
   std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
-  for (size_t i = 0; i < pattern / DTypeSize(dtype); ++i) StoreElement(dtype, data_, i, uniform(random));
+  for (size_t i = 0; i < pattern / DTypeSize(dtype); ++i) WriteElement(dtype, data_, i, uniform(random));
   for (size_t i = pattern; i < bytes_; i += pattern) std::copy_n(data_, std::min(pattern, bytes_ - i), data_ + i);
 }
 
@@ -123,8 +111,8 @@ AttendWorkload::AttendWorkload(const AttendConfig& c, KvMemory* memory, int thre
   const size_t rows = static_cast<size_t>(num_tokens_) * c.group * c.kv_heads;
   std::mt19937 random(3);
   std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
-  q_.resize(rows * c.head_size * DTypeSize(c.dtype));
-  for (size_t i = 0; i < rows * c.head_size; ++i) StoreElement(c.dtype, q_.data(), i, uniform(random));
+  q_.resize(rows * c.head_size * DTypeSize(QueryDType(c.dtype)));
+  for (size_t i = 0; i < rows * c.head_size; ++i) WriteElement(QueryDType(c.dtype), q_.data(), i, uniform(random));
   kv_begin_.assign(num_tokens_, 0);
   kv_end_.assign(num_tokens_, pages_per_item_ * c.page_tokens);
   threads_.resize(threads);
@@ -157,8 +145,8 @@ float* AttendWorkload::Logits(Thread& thread, int kv_head) const {
 QueryTile AttendWorkload::Tile(int kv_head) const {
   const int64_t head_elements = int64_t{1} * num_tokens_ * config_.group * config_.head_size;
   QueryTile tile;
-  tile.q = q_.data() + kv_head * head_elements * static_cast<int64_t>(DTypeSize(config_.dtype));
-  tile.dtype = config_.dtype;
+  tile.q = q_.data() + kv_head * head_elements * static_cast<int64_t>(DTypeSize(QueryDType(config_.dtype)));
+  tile.dtype = QueryDType(config_.dtype);
   tile.token_stride = int64_t{1} * config_.group * config_.head_size;
   tile.head_stride = config_.head_size;
   tile.num_tokens = num_tokens_;
@@ -246,7 +234,7 @@ OracleInput AttendWorkload::Problem(int kv_head) const {
   in.head_size = config_.head_size;
   in.scale = Tile(kv_head).scale;
   in.query = [=](int, int h, int dim) {
-    return LoadElement(config_.dtype, q_.data(), static_cast<int64_t>(first) + h * config_.head_size + dim);
+    return ReadElement(QueryDType(config_.dtype), q_.data(), static_cast<int64_t>(first) + h * config_.head_size + dim);
   };
   in.key = [=](int position, int, int dim) { return ElementOf(KvRole::kKey, position, kv_head, dim); };
   in.value = [=](int position, int, int dim) { return ElementOf(KvRole::kValue, position, kv_head, dim); };
@@ -316,7 +304,7 @@ absl::Status AttendWorkload::VerifyBounds(const OracleInput& in, int kv_head, in
     double size = 0;
     for (int dim = 0; dim < config_.head_size; ++dim) {
       const double q = in.query(0, row, dim);
-      product += q * LoadElement(DType::kBFloat16, box, 2 * dim + (q > 0 ? 1 : 0));
+      product += q * ReadElement(DType::kBFloat16, box, 2 * dim + (q > 0 ? 1 : 0));
       size += std::abs(q);  // elements are at most 1
     }
     const double slack = 2 * (4 * config_.head_size + 32) * 0x1p-24 * in.scale * size;
@@ -355,7 +343,7 @@ float AttendWorkload::ElementOf(KvRole role, int position, int kv_head, int dim)
     const auto packed = role == KvRole::kKey ? PackedKeyOffset : PackedValueOffset;
     offset = static_cast<int64_t>(packed(g.dtype, g.page_tokens, g.head_size, kv_head, token, dim));
   }
-  return LoadElement(g.dtype, reinterpret_cast<const void*>(role == KvRole::kKey ? page.k : page.v), offset);
+  return ReadElement(g.dtype, reinterpret_cast<const void*>(role == KvRole::kKey ? page.k : page.v), offset);
 }
 
 }  // namespace hybridgen

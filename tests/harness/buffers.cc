@@ -41,32 +41,11 @@ TokenTensor::TokenTensor(int tokens, int heads, int head_size, DType dtype)
       buffer_(DTypeSize(dtype) * tokens * token_stride_) {}
 
 void TokenTensor::Set(int token, int head, int dim, float value) {
-  unsigned char* target = buffer_.data() + Offset(token, head, dim);
-  uint16_t half = 0;
-  switch (dtype_) {
-    case DType::kFloat32:
-      std::memcpy(target, &value, sizeof(value));
-      return;
-    case DType::kFloat16:
-      half = FloatToFloat16(value);
-      break;
-    case DType::kBFloat16:
-      half = FloatToBFloat16(value);
-      break;
-  }
-  std::memcpy(target, &half, sizeof(half));
+  WriteElement(dtype_, buffer_.data() + Offset(token, head, dim), 0, value);
 }
 
 float TokenTensor::Get(int token, int head, int dim) {
-  const unsigned char* source = buffer_.data() + Offset(token, head, dim);
-  if (dtype_ == DType::kFloat32) {
-    float value;
-    std::memcpy(&value, source, sizeof(value));
-    return value;
-  }
-  uint16_t half;
-  std::memcpy(&half, source, sizeof(half));
-  return dtype_ == DType::kFloat16 ? Float16ToFloat(half) : BFloat16ToFloat(half);
+  return ReadElement(dtype_, buffer_.data() + Offset(token, head, dim), 0);
 }
 
 bool TokenTensor::SurroundingsIntact(int tokens) {
@@ -82,15 +61,9 @@ bool TokenTensor::SurroundingsIntact(int tokens) {
 }
 
 float Rounded(float value, DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return value;
-    case DType::kFloat16:
-      return Float16ToFloat(FloatToFloat16(value));
-    case DType::kBFloat16:
-      return BFloat16ToFloat(FloatToBFloat16(value));
-  }
-  return value;
+  float stored = 0;
+  WriteElement(dtype, &stored, 0, value);
+  return ReadElement(dtype, &stored, 0);
 }
 
 // splitmix64; 24 bits of it are exact in a float.

@@ -10,7 +10,7 @@
 
 namespace hybridgen {
 
-// Every byte 0xff is a NaN in all three dtypes.
+// Every byte 0xff is a NaN in every dtype.
 constexpr unsigned char kPoison = 0xff;
 constexpr size_t kRedZoneBytes = 4096;
 

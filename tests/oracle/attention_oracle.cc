@@ -12,8 +12,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kUnit = 0x1p-24;  // largest relative error of one float32 rounding
 
 // Rounding error of a logit, first order. A dot product of n terms in any order is off by at most n roundings of
-// sum |q k|; the scale, the cap's division and multiplication and ALiBi's two operations add one rounding each of what
-// they produce; the kernels' tanh is off by up to 3 roundings of 1, hence 3 of the cap.
+// sum |q k|; the scale, float8's scale in it, the cap's division and multiplication and ALiBi's two operations add one
+// rounding each of what they produce; the kernels' tanh is off by up to 3 roundings of 1, hence 3 of the cap.
 double LogitError(const OracleInput& in, double magnitude, double alibi) {
   double error = (in.head_size + 2) * kUnit * magnitude;
   if (in.soft_cap > 0) error += 3 * kUnit * magnitude + 5 * kUnit * in.soft_cap;
@@ -39,6 +39,9 @@ double OutputUnit(DType dtype) {
       return 0x1p-11;
     case DType::kBFloat16:
       return 0x1p-8;
+    case DType::kFloat8E4M3:
+    case DType::kFloat8E5M2:
+      break;  // no output is float8
   }
   return kInfinity;
 }
@@ -121,13 +124,13 @@ std::vector<OracleRow> AttendOracle(const OracleInput& input) {
 }
 
 // o is a mean of V with relatively wrong weights: each weight's error moves it by at most that times |v - o|, which is
-// up to 2 max |v|. The factor 1.01 stands for the second order.
+// up to 2 max |v|. The factor 1.01 stands for the second order; the last float32 rounding is that of float8's V scale.
 double OutputTolerance(const OracleRow& row, DType output, int num_partials) {
   const double relative = row.logit_error + WeightError(row, num_partials);
   double rounded = 0;
   for (double o : row.o) rounded = std::max(rounded, std::abs(o));
   const double smallest = output == DType::kFloat16 ? 0x1p-25 : 0x1p-126;  // below it rounding is absolute
-  return 1.01 * 2 * relative * row.value_magnitude + OutputUnit(output) * rounded + smallest;
+  return 1.01 * 2 * relative * row.value_magnitude + (OutputUnit(output) + kUnit) * rounded + smallest;
 }
 
 double LseTolerance(const OracleRow& row, int num_partials) {
