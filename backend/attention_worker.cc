@@ -119,6 +119,9 @@ absl::Status AttentionWorker::Write(const LayerCall& call, absl::Span<const Writ
     const bool pool = run.kind == PageKind::kPool;
     WriteArgs args;
     args.geometry = pool ? layer.pool : layer.host;
+    args.dtype = dtype_;
+    args.k_scale = call.params->k_scale;
+    args.v_scale = call.params->v_scale;
     args.offset = run.offset;
     args.num_tokens = run.num_tokens;
     args.key_token_stride = call.key.token_stride;
@@ -159,7 +162,7 @@ void AttentionWorker::AttendPages(const LayerCall& call, const WorkItem& item, P
   args.v_base = kind == PageKind::kPool ? layer.pool_v : layer.host_v + head_group * layer.head_group_stride;
   args.pages = scratch.pages;
   const uint64_t unit = kind == PageKind::kPool ? layer.pool_page_bytes : 1;
-  const int64_t bytes_per_token = static_cast<int64_t>(heads.size()) * head_size_ * DTypeSize(dtype_);
+  const int64_t bytes_per_token = static_cast<int64_t>(heads.size()) * head_size_ * DTypeSize(args.geometry.dtype);
   const int32_t chunk_pages = heads.size() == 1 ? kMaxChunkPages
                                                 : std::clamp(kChunkTokens / std::max(1, args.geometry.page_tokens),
                                                              kMinChunkPages, kMaxChunkPages);
@@ -212,7 +215,7 @@ void AttentionWorker::AttendItem(const LayerCall& call, const WorkItem& item, Sc
   tile.rows.token_stride = call.query.token_stride;
   tile.rows.head_stride = call.query.head_stride;
   tile.rows.head_size = head_size_;
-  tile.rows.scale = call.params->scale;
+  tile.rows.scale = call.params->scale * call.params->k_scale;
   tile.rows.soft_cap = call.params->soft_cap;
   for (int32_t token = item.tokens.begin; token < item.tokens.end; token += tile_tokens) {
     tile.SetTokens(call, sequence, token, std::min(tile_tokens, item.tokens.end - token));
@@ -233,6 +236,7 @@ void AttentionWorker::AttendItem(const LayerCall& call, const WorkItem& item, Sc
         for (int32_t h = 0; h < head_step; ++h) {
           const int query_head = (head + h) * group + g;
           RowOutput out;
+          out.scale = call.params->v_scale;
           if (item.partial_row < 0) {
             out.o = At(call.output, dtype_, sequence.query_start + token, query_head);
             out.dtype = dtype_;

@@ -21,8 +21,9 @@ namespace hybridgen {
 
 class AttentionWorker {
  public:
-  // `executor` and `kernels` outlive the worker. Allocates every worker's scratch once. Attend's reads are paced by
-  // `pacers`; threads prefer the items of the head group whose memory is nearest.
+  // `dtype` is that of queries, outputs and new K/V; pages have their own. `executor` and `kernels` outlive the worker.
+  // Allocates every worker's scratch once. Attend's reads are paced by `pacers`; threads prefer the items of the head
+  // group whose memory is nearest.
   AttentionWorker(Executor* executor, const KernelSet* kernels, DType dtype, int head_size, int num_kv_heads,
                   TierPacers pacers = TierPacers(), HeadGroups head_groups = HeadGroups());
   ~AttentionWorker();

@@ -40,6 +40,24 @@ absl::Status CheckCxl(const BackendOptions& o) {
   return absl::OkStatus();
 }
 
+// KV has the model's dtype or is float8, which the CUDA device does not read.
+absl::Status CheckDTypes(const BackendOptions& o) {
+  if (IsFloat8(o.dtype)) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: dtype is ", DTypeName(o.dtype),
+                                                   "; accepted: float32, float16, bfloat16 (float8 as kv_dtype)"));
+  }
+  if (!IsFloat8(o.kv()) && o.kv() != o.dtype) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: kv_dtype is ", DTypeName(o.kv()), " and dtype ",
+                                                   DTypeName(o.dtype),
+                                                   "; accepted: the same, or a kv_dtype of float8_e4m3, float8_e5m2"));
+  }
+  if (IsFloat8(o.kv()) && o.device_kind == DeviceKind::kCuda) {
+    return absl::UnimplementedError(absl::StrCat("create backend: kv_dtype is ", DTypeName(o.kv()),
+                                                 "; accepted with device_kind cuda: the dtype, ", DTypeName(o.dtype)));
+  }
+  return absl::OkStatus();
+}
+
 int UsableCpus() {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -95,6 +113,7 @@ absl::Status Validate(const BackendOptions& o) {
            CheckRate("dram_gigabytes_per_second", o.dram_gigabytes_per_second),
            CheckRate("cxl_gigabytes_per_second", o.cxl_gigabytes_per_second),
            CheckCxl(o),
+           CheckDTypes(o),
        }) {
     if (!status.ok()) return status;
   }

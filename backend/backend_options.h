@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,7 +32,8 @@ struct BackendOptions {
   ExecutorKind executor = ExecutorKind::kAuto;
   bool isa_is_auto = true;  // else `isa`
   Isa isa = Isa::kPortable;
-  DType dtype = DType::kFloat32;
+  DType dtype = DType::kFloat32;  // of queries, outputs and new K/V
+  std::optional<DType> kv_dtype;  // of the KV cache: dtype or float8; unset: dtype
   int num_kv_heads = 0;
   int head_size = 0;
   int block_size = 0;
@@ -57,6 +59,8 @@ struct BackendOptions {
   double device_gigabytes_per_second = 0;
   double mover_gigabytes_per_second = 0;  // budget of migrations between host tiers; 0: none are made
   absl::Duration timeout = absl::Seconds(60);
+
+  DType kv() const { return kv_dtype.value_or(dtype); }
 };
 
 // Whether the CXL tier is plain memory, which stands for CXL.

@@ -148,6 +148,12 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
        }) {
     if (!status.ok()) return status;
   }
+  if (c->kv_dtype == HG_FLOAT8_E4M3 || c->kv_dtype == HG_FLOAT8_E5M2) {
+    o.kv_dtype = static_cast<hybridgen::DType>(c->kv_dtype);
+  } else if (c->kv_dtype != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: kv_dtype is ", c->kv_dtype,
+                                                   "; accepted: 0 (dtype), 3 (float8_e4m3), 4 (float8_e5m2)"));
+  }
   o.isa_is_auto = c->isa == HG_ISA_AUTO;
   if (!o.isa_is_auto) {
     absl::Status status =
@@ -282,6 +288,8 @@ hg_status hg_backend_add_layer(hg_backend* backend, const hg_layer* layer, int32
       params.alibi_slopes.assign(l->alibi_slopes, l->alibi_slopes + l->num_query_heads);
     }
     if (l->sinks != nullptr) params.sinks.assign(l->sinks, l->sinks + l->num_query_heads);
+    if (l->k_scale != 0) params.k_scale = l->k_scale;
+    if (l->v_scale != 0) params.v_scale = l->v_scale;
     absl::StatusOr<int> added = impl.AddLayer(params);
     if (!added.ok()) return added.status();
     *index = *added;

@@ -33,7 +33,13 @@ typedef enum hg_status {
   HG_UNAVAILABLE = 14
 } hg_status;
 
-typedef enum hg_dtype { HG_FLOAT32 = 0, HG_FLOAT16 = 1, HG_BFLOAT16 = 2 } hg_dtype;
+typedef enum hg_dtype {
+  HG_FLOAT32 = 0,
+  HG_FLOAT16 = 1,
+  HG_BFLOAT16 = 2,
+  HG_FLOAT8_E4M3 = 3, /* KV only: no infinity, largest value 448 */
+  HG_FLOAT8_E5M2 = 4  /* KV only */
+} hg_dtype;
 
 /* Who does the device tier's work. */
 typedef enum hg_device_kind {
@@ -79,7 +85,7 @@ typedef struct hg_config {
   int32_t binding;     /* hg_binding */
   int32_t executor;    /* hg_executor */
   int32_t isa;         /* hg_isa; note that zero is PORTABLE */
-  int32_t dtype;       /* hg_dtype of queries, KV and output */
+  int32_t dtype;       /* hg_dtype of queries, new KV and output */
   int32_t num_kv_heads;
   int32_t head_size;          /* multiple of 8 up to 256, or 512 */
   int32_t block_size;         /* tokens, multiple of 16 */
@@ -106,6 +112,7 @@ typedef struct hg_config {
   int32_t head_groups; /* parts of the KV heads, each with a DRAM node of its own; 0: one for each DRAM node with CPUs;
                           a number that the machine does not have is emulated, without binding */
   int32_t cuda_device; /* cuda kind: ordinal of the GPU as this process sees it */
+  int32_t kv_dtype;    /* of the KV cache: HG_FLOAT8_E4M3, HG_FLOAT8_E5M2 (not in the cuda kind), or 0: dtype */
 } hg_config;
 
 HG_EXPORT int32_t hg_abi_version(void);
@@ -130,6 +137,9 @@ typedef struct hg_layer {
   int32_t sliding_window;    /* tokens a query sees, itself included; 0: unlimited */
   const float* alibi_slopes; /* [num_query_heads] or null */
   const float* sinks;        /* [num_query_heads] or null */
+  /* Of float8 KV: a page stores float8(x / scale), to nearest even and saturating; 0: 1. */
+  float k_scale;
+  float v_scale;
 } hg_layer;
 
 /* Appends a layer; *index is 0, 1, ... */
@@ -216,8 +226,8 @@ HG_EXPORT hg_status hg_backend_forward(hg_backend* backend, hg_plan* plan, int32
 
 /* The same with device_kind cuda: the tensors are device memory, and the work is queued on `stream`, a cudaStream_t of
  * the engine (null: the default stream), behind what that already holds. The call does not wait for the device; what
- * goes wrong there is told by a later call, and the stream itself then fails, so that no result leaves it. Every layer of
- * a plan runs once, in order. A stream that is captured in a graph is refused. Other kinds ignore `stream`. */
+ * goes wrong there is told by a later call, and the stream itself then fails, so that no result leaves it. Every layer
+ * of a plan runs once, in order. A stream that is captured in a graph is refused. Other kinds ignore `stream`. */
 HG_EXPORT hg_status hg_backend_forward_on_stream(hg_backend* backend, hg_plan* plan, int32_t layer,
                                                  const hg_tensor* query, const hg_tensor* key, const hg_tensor* value,
                                                  const hg_tensor* output, void* stream);

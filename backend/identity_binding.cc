@@ -36,8 +36,8 @@ absl::StatusOr<LayerPages> PagesOfIdentityPool(const BackendOptions& options, co
   pages.pool.k_head_stride = pages.pool.v_head_stride = pool.head_stride;
   pages.pool.k_token_stride = pages.pool.v_token_stride = pool.token_stride;
   pages.pool_k = reinterpret_cast<uint64_t>(pool.data);
-  pages.pool_v = pages.pool_k + options.head_size * DTypeSize(options.dtype);
-  pages.pool_page_bytes = pool.block_stride * DTypeSize(options.dtype);
+  pages.pool_v = pages.pool_k + options.head_size * DTypeSize(options.kv());
+  pages.pool_page_bytes = pool.block_stride * DTypeSize(options.kv());
   pages.pool_pages = pool.num_blocks;
   return pages;
 }

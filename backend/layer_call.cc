@@ -8,7 +8,7 @@
 
 namespace hybridgen {
 
-absl::Status CheckLayer(const LayerParams& params, int num_kv_heads) {
+absl::Status CheckLayer(const LayerParams& params, int num_kv_heads, DType kv_dtype) {
   if (params.num_query_heads < 1 || params.num_query_heads % num_kv_heads != 0) {
     return absl::InvalidArgumentError(absl::StrCat("add layer: num_query_heads is ", params.num_query_heads,
                                                    "; accepted: positive multiples of num_kv_heads = ", num_kv_heads));
@@ -37,9 +37,13 @@ absl::Status CheckLayer(const LayerParams& params, int num_kv_heads) {
     return absl::InvalidArgumentError(absl::StrCat("add layer: scale is ", params.scale, "; accepted: finite values"));
   }
   for (const auto& [field, scale] : {std::pair{"k_scale", params.k_scale}, {"v_scale", params.v_scale}}) {
+    if (!IsFloat8(kv_dtype) && scale != 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("add layer: ", field, " is ", scale, "; accepted with KV of ", DTypeName(kv_dtype), ": 1"));
+    }
     if (!(scale > 0 && std::isfinite(scale))) {
       return absl::InvalidArgumentError(
-          absl::StrCat("add layer: ", field, " is ", scale, "; accepted: positive finite values, 1 for none"));
+          absl::StrCat("add layer: ", field, " is ", scale, "; accepted: positive finite values"));
     }
   }
   return absl::OkStatus();

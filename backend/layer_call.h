@@ -22,13 +22,13 @@ struct LayerParams {
   int32_t sliding_window = 0;       // tokens a query sees, itself included; 0: unlimited
   std::vector<float> alibi_slopes;  // [num_query_heads] or empty
   std::vector<float> sinks;         // [num_query_heads] or empty
-  // Of float8 KV: key = k_scale * what a page stores, value = v_scale * the same; 1 for KV of the model's dtype.
+  // Of float8 KV: key = k_scale * what a page stores, value = v_scale * the same. Else 1.
   float k_scale = 1.0f;
   float v_scale = 1.0f;
 };
 
 // InvalidArgument naming field, value and accepted values.
-absl::Status CheckLayer(const LayerParams& params, int num_kv_heads);
+absl::Status CheckLayer(const LayerParams& params, int num_kv_heads, DType kv_dtype);
 
 // Where a layer's pages lie.
 struct LayerPages {

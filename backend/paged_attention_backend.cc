@@ -95,7 +95,7 @@ class BackendImpl final : public PagedAttentionBackend {
   }
 
   absl::StatusOr<int> AddLayer(const LayerParams& params) override {
-    if (absl::Status status = CheckLayer(params, o_.num_kv_heads); !status.ok()) return status;
+    if (absl::Status status = CheckLayer(params, o_.num_kv_heads, o_.kv()); !status.ok()) return status;
     if (o_.device_kind == DeviceKind::kCuda && device_ != nullptr) {
       return absl::FailedPreconditionError(
           "add layer: the device has been started; add all layers before the bind (tiered) or the first plan");

@@ -2,6 +2,7 @@
 #include "backend/paged_attention_backend.h"
 
 #include <map>
+#include <optional>
 #include <string>
 
 #include "backend/random_engine.h"
@@ -26,7 +27,8 @@ struct Setting {
   PlacementChoice placement = PlacementChoice::kAuto;
   int head_groups = 0;
   int kv_heads = 2;
-  int group = 2;  // query heads per KV head
+  int group = 2;                                 // query heads per KV head
+  std::optional<DType> kv_dtype = std::nullopt;  // float8
 };
 
 class BackendTest : public testing::TestWithParam<Setting> {};
@@ -91,6 +93,7 @@ TEST_P(BackendTest, MatchesTheOracleOverManySteps) {
   const Setting& s = GetParam();
   Shape shape;
   shape.dtype = s.dtype;
+  shape.kv_dtype = s.kv_dtype;
   shape.kv_heads = s.kv_heads;
   shape.group = s.group;
   BackendOptions options;
@@ -106,7 +109,7 @@ TEST_P(BackendTest, MatchesTheOracleOverManySteps) {
     options.cxl_gigabytes_per_second = 1000;
   }
   const int64_t host_block =
-      2 * shape.layers * PackedPageBytes(s.dtype, shape.kv_heads, shape.block_size, shape.head_size);
+      2 * shape.layers * PackedPageBytes(shape.kv(), shape.kv_heads, shape.block_size, shape.head_size);
   options.dram_bytes = s.dram_blocks * host_block;
   options.cxl_bytes = s.cxl_blocks * host_block;
   const uint32_t seed = TestSeed("//backend:paged_attention_backend_test", 20260418);
@@ -194,7 +197,16 @@ INSTANTIATE_TEST_SUITE_P(
         Setting{"odd_heads_in_one_group", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0, 0, 60, 0, 0,
                 PlacementChoice::kAuto, 0, 3, 5},
         Setting{"emulated_streaming", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0.4, 0, 60, 0},
-        Setting{"emulated_all_streamed", DeviceKind::kEmulated, Binding::kTiered, DType::kBFloat16, 1, 0, 60, 0}),
+        Setting{"emulated_all_streamed", DeviceKind::kEmulated, Binding::kTiered, DType::kBFloat16, 1, 0, 60, 0},
+        // Float8 KV: direct writes, publishing, recalls, migrations, head groups.
+        Setting{"identity_cpu_e4m3", DeviceKind::kCpu, Binding::kIdentity, DType::kBFloat16, 0, 3, 0, 0, 0,
+                PlacementChoice::kAuto, 0, 2, 2, DType::kFloat8E4M3},
+        Setting{"identity_emulated_e5m2", DeviceKind::kEmulated, Binding::kIdentity, DType::kFloat32, 0, 0, 0, 0, 0,
+                PlacementChoice::kAuto, 0, 2, 4, DType::kFloat8E5M2},
+        Setting{"cpu_mover_drafts_e5m2", DeviceKind::kCpu, Binding::kTiered, DType::kBFloat16, 0, 3, 8, 42, kSlowMover,
+                PlacementChoice::kAuto, 2, 4, 3, DType::kFloat8E5M2},
+        Setting{"emulated_mover_streaming_e4m3", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat16, 0.4, 3, 8,
+                52, 100.0, PlacementChoice::kAuto, 2, 2, 2, DType::kFloat8E4M3}),
     [](const testing::TestParamInfo<Setting>& info) { return std::string(info.param.name); });
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <utility>
@@ -26,12 +27,14 @@ namespace hybridgen {
 
 struct Shape {
   DType dtype = DType::kFloat32;
+  std::optional<DType> kv_dtype;  // float8
   int layers = 2;
   int kv_heads = 2;
   int group = 2;
   int head_size = 24;  // padded to 32 in host pages
   int block_size = 16;
   int query_heads() const { return kv_heads * group; }
+  DType kv() const { return kv_dtype.value_or(dtype); }
 };
 
 // A request's tokens as the model would produce them. K/V of a position never change, except that rejected draft
@@ -64,6 +67,7 @@ class Engine {
         tiered_(options.binding == Binding::kTiered),
         random_(seed) {
     options.dtype = shape.dtype;
+    options.kv_dtype = shape.kv_dtype;
     options.num_kv_heads = shape.kv_heads;
     options.head_size = shape.head_size;
     options.block_size = shape.block_size;
@@ -91,10 +95,14 @@ class Engine {
         params.sliding_window = 37;
         for (int h = 0; h < shape.query_heads(); ++h) params.sinks.push_back(static_cast<float>(h) - 1.0f);
       }
+      if (IsFloat8(shape.kv())) {  // of few bits, so that a scaled element is a float32
+        params.k_scale = l == 0 ? 0.4375f : 1.25f;
+        params.v_scale = l == 0 ? 0.015625f : 0.71875f;
+      }
       EXPECT_TRUE(backend_->AddLayer(params).ok());
       params_.push_back(params);
       // Poison: whatever is read without having been written shows as NaN.
-      tensors_.emplace_back(pages * page * DTypeSize(shape.dtype), 0xff);
+      tensors_.emplace_back(pages * page * DTypeSize(shape.kv()), 0xff);
       if (device_.stream != nullptr) device_.lend(tensors_.back().data(), tensors_.back().size());
       pool.data.push_back(tensors_.back().data());
     }
@@ -384,6 +392,11 @@ class Engine {
     }
   }
 
+  // An element as it comes out of the cache.
+  float Cached(float x, float scale) const {
+    return IsFloat8(shape_.kv()) ? RoundTo(shape_.kv(), x / scale) * scale : x;
+  }
+
   void Check(const Request& r, int l, int first_row, int count, int length, const std::vector<float>& query,
              const uint8_t* out) {
     const int hq = shape_.query_heads(), hk = shape_.kv_heads, d = shape_.head_size;
@@ -393,8 +406,12 @@ class Engine {
     input.kv_heads = hk;
     input.head_size = d;
     input.query = [&](int t, int h, int i) { return query[(static_cast<size_t>(first_row + t) * hq + h) * d + i]; };
-    input.key = [&](int p, int h, int i) { return r.k[l][(static_cast<size_t>(p) * hk + h) * d + i]; };
-    input.value = [&](int p, int h, int i) { return r.v[l][(static_cast<size_t>(p) * hk + h) * d + i]; };
+    input.key = [&](int p, int h, int i) {
+      return Cached(r.k[l][(static_cast<size_t>(p) * hk + h) * d + i], params_[l].k_scale);
+    };
+    input.value = [&](int p, int h, int i) {
+      return Cached(r.v[l][(static_cast<size_t>(p) * hk + h) * d + i], params_[l].v_scale);
+    };
     input.scale = params_[l].scale;
     input.alibi_slopes = params_[l].alibi_slopes;
     input.sinks = params_[l].sinks;

@@ -47,7 +47,7 @@ absl::Status CheckPool(const TieredPool& pool, int num_layers) {
 PageGeometry GeometryOf(const BackendOptions& options, PageFormat format) {
   PageGeometry g;
   g.format = format;
-  g.dtype = options.dtype;
+  g.dtype = options.kv();
   g.page_tokens = options.block_size;
   g.kv_heads = options.num_kv_heads;
   g.head_size = options.head_size;
@@ -55,7 +55,7 @@ PageGeometry GeometryOf(const BackendOptions& options, PageFormat format) {
 }
 
 int64_t DevicePageBytes(const BackendOptions& options) {
-  return static_cast<int64_t>(2 * DTypeSize(options.dtype)) * options.num_kv_heads * options.block_size *
+  return static_cast<int64_t>(2 * DTypeSize(options.kv())) * options.num_kv_heads * options.block_size *
          options.head_size;
 }
 
@@ -80,7 +80,7 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
   }
   const int64_t stored_layers = static_cast<int64_t>(stored.size());
   const int64_t device_page = DevicePageBytes(options);
-  const int64_t host_page = PackedPageBytes(options.dtype, options.num_kv_heads, options.block_size, options.head_size);
+  const int64_t host_page = PackedPageBytes(options.kv(), options.num_kv_heads, options.block_size, options.head_size);
 
   BlockManagerOptions manager;
   manager.num_blocks = static_cast<int>(pool.num_blocks);
@@ -140,7 +140,7 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
     pages.pool.k_head_stride = pages.pool.v_head_stride =
         static_cast<int64_t>(options.block_size) * 2 * options.head_size;
     pages.pool_k = reinterpret_cast<uint64_t>(stored[s]);
-    pages.pool_v = pages.pool_k + options.head_size * DTypeSize(options.dtype);
+    pages.pool_v = pages.pool_k + options.head_size * DTypeSize(options.kv());
     pages.pool_page_bytes = device_page;
     pages.pool_pages = manager.device_pages;
     pages.host = GeometryOf(options, PageFormat::kPackedV1);
