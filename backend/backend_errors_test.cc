@@ -56,6 +56,15 @@ TEST(BackendErrorsTest, UnusableOptionsAreRefusedByName) {
            o.cxl_gigabytes_per_second = 3;
          }),
          "the CXL tier is /dev/dax0.0; accepted: 0");
+  expect(message([](BackendOptions& o) { o.dtype = DType::kFloat8E4M3; }),
+         "dtype is float8_e4m3; accepted: float32, float16, bfloat16");
+  expect(message([](BackendOptions& o) { o.kv_dtype = DType::kFloat16; }),
+         "kv_dtype is float16 and dtype float32; accepted: the same, or a kv_dtype of float8_e4m3");
+  expect(message([](BackendOptions& o) {
+           o.device_kind = DeviceKind::kCuda;
+           o.kv_dtype = DType::kFloat8E5M2;
+         }),
+         "kv_dtype is float8_e5m2; accepted with device_kind cuda");
   expect(message([](BackendOptions& o) { o.binding = Binding::kTiered; }), "dram_bytes and cxl_bytes are both 0");
 }
 
@@ -76,8 +85,27 @@ TEST(BackendErrorsTest, LayersThatNoKernelCanAnswerAreRefused) {
   layer.scale = inf;
   EXPECT_NE(message(layer).find("scale is inf; accepted"), std::string::npos) << message(layer);
   layer.scale = 1.0f;
+  layer.k_scale = 0.5f;
+  EXPECT_NE(message(layer).find("k_scale is 0.5; accepted with KV of float32: 1"), std::string::npos) << message(layer);
+  layer.k_scale = 1.0f;
   layer.num_query_heads = 3;
   EXPECT_NE(message(layer).find("num_query_heads is 3; accepted"), std::string::npos) << message(layer);
+}
+
+TEST(BackendErrorsTest, ScalesOfFloat8ArePositiveAndFinite) {
+  BackendOptions options = Valid();
+  options.kv_dtype = DType::kFloat8E4M3;
+  std::unique_ptr<PagedAttentionBackend> backend = *PagedAttentionBackend::Create(options);
+  LayerParams layer;
+  layer.num_query_heads = 2;
+  layer.k_scale = 0.5f;
+  layer.v_scale = 1e-3f;
+  EXPECT_TRUE(backend->AddLayer(layer).ok());
+  for (float scale : {0.0f, -1.0f, std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    layer.v_scale = scale;
+    const std::string message(backend->AddLayer(layer).status().message());
+    EXPECT_NE(message.find("v_scale is"), std::string::npos) << message;
+  }
 }
 
 TEST(BackendErrorsTest, TooFewHostPagesAreRefusedWithTheSizes) {

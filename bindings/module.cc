@@ -90,6 +90,7 @@ constexpr Name kIsas[] = {{"auto", HG_ISA_AUTO},
                           {"avx512", HG_ISA_AVX512},
                           {"avx512_bf16", HG_ISA_AVX512_BF16}};
 constexpr Name kDtypes[] = {{"float32", HG_FLOAT32}, {"float16", HG_FLOAT16}, {"bfloat16", HG_BFLOAT16}};
+constexpr Name kKvDtypes[] = {{"float8_e4m3", HG_FLOAT8_E4M3}, {"float8_e5m2", HG_FLOAT8_E5M2}};
 constexpr Name kEvents[] = {{"set", HG_REQUEST_SET},
                             {"append", HG_REQUEST_APPEND},
                             {"preempt", HG_REQUEST_PREEMPT},
@@ -179,7 +180,7 @@ class Backend {
 
   int32_t AddLayer(int32_t num_query_heads, float scale, float soft_cap, int32_t sliding_window,
                    const std::optional<std::vector<float>>& alibi_slopes,
-                   const std::optional<std::vector<float>>& sinks) {
+                   const std::optional<std::vector<float>>& sinks, float k_scale, float v_scale) {
     const Use use(this);
     const auto per_head = [&](const char* field, const std::optional<std::vector<float>>& values) -> const float* {
       if (!values) return nullptr;
@@ -197,6 +198,8 @@ class Backend {
     layer.sliding_window = sliding_window;
     layer.alibi_slopes = per_head("alibi_slopes", alibi_slopes);
     layer.sinks = per_head("sinks", sinks);
+    layer.k_scale = k_scale;
+    layer.v_scale = v_scale;
     int32_t index = 0;
     Check(hg_backend_add_layer(backend_, &layer, &index));
     return index;
@@ -336,17 +339,15 @@ class Backend {
   std::atomic<bool> busy_{false};
 };
 
-std::unique_ptr<Backend> MakeBackend(const std::string& device_kind, const std::string& binding,
-                                     const std::string& executor, const std::string& isa, const std::string& dtype,
-                                     int32_t num_kv_heads, int32_t head_size, int32_t block_size, int32_t num_threads,
-                                     int32_t device_threads, int32_t speculative_tokens, int64_t dram_bytes,
-                                     int64_t cxl_bytes, int32_t dram_node, int32_t cxl_node,
-                                     const std::optional<std::string>& cxl_device, const std::string& placement,
-                                     int32_t interleave_dram_weight, int32_t interleave_cxl_weight,
-                                     double dram_gigabytes_per_second, double cxl_gigabytes_per_second,
-                                     double mover_gigabytes_per_second, int32_t head_groups, double streaming_share,
-                                     double device_gigabytes_per_second, double timeout_seconds,
-                                     const std::optional<std::vector<int32_t>>& cpus, int32_t cuda_device) {
+std::unique_ptr<Backend> MakeBackend(
+    const std::string& device_kind, const std::string& binding, const std::string& executor, const std::string& isa,
+    const std::string& dtype, int32_t num_kv_heads, int32_t head_size, int32_t block_size, int32_t num_threads,
+    int32_t device_threads, int32_t speculative_tokens, int64_t dram_bytes, int64_t cxl_bytes, int32_t dram_node,
+    int32_t cxl_node, const std::optional<std::string>& cxl_device, const std::string& placement,
+    int32_t interleave_dram_weight, int32_t interleave_cxl_weight, double dram_gigabytes_per_second,
+    double cxl_gigabytes_per_second, double mover_gigabytes_per_second, int32_t head_groups, double streaming_share,
+    double device_gigabytes_per_second, double timeout_seconds, const std::optional<std::vector<int32_t>>& cpus,
+    int32_t cuda_device, const std::optional<std::string>& kv_dtype) {
   hg_config config = {};
   config.struct_size = sizeof(config);
   config.device_kind = ValueOf("device_kind", device_kind, kDeviceKinds);
@@ -376,6 +377,7 @@ std::unique_ptr<Backend> MakeBackend(const std::string& device_kind, const std::
   config.device_gigabytes_per_second = device_gigabytes_per_second;
   config.timeout_seconds = timeout_seconds;
   config.cuda_device = cuda_device;
+  if (kv_dtype) config.kv_dtype = ValueOf("kv_dtype", *kv_dtype, kKvDtypes);
   if (cpus) {
     config.cpus = cpus->data();
     config.num_cpus = static_cast<int32_t>(cpus->size());
@@ -413,10 +415,10 @@ PYBIND11_MODULE(_core, module) {
            arg("dram_gigabytes_per_second") = 0.0, arg("cxl_gigabytes_per_second") = 0.0,
            arg("mover_gigabytes_per_second") = 0.0, arg("head_groups") = 0, arg("streaming_share") = 0.0,
            arg("device_gigabytes_per_second") = 0.0, arg("timeout_seconds") = 0.0, arg("cpus") = py::none(),
-           arg("cuda_device") = 0)
+           arg("cuda_device") = 0, arg("kv_dtype") = py::none())
       .def("add_layer", &Backend::AddLayer, py::kw_only(), arg("num_query_heads"), arg("scale"), arg("soft_cap") = 0.0f,
            arg("sliding_window") = 0, arg("alibi_slopes") = py::none(), arg("sinks") = py::none(),
-           "Returns the layer's index: 0, 1, ...")
+           arg("k_scale") = 1.0f, arg("v_scale") = 1.0f, "Returns the layer's index: 0, 1, ...")
       .def("bind_identity", &Backend::BindIdentity, arg("layer"), arg("data"), arg("num_blocks"), arg("block_stride"),
            arg("head_stride"), arg("token_stride"), "Strides in elements; V of a token lies head_size after its K.")
       .def("bind_tiered", &Backend::BindTiered, py::kw_only(), arg("data"), arg("bytes"), arg("num_blocks"),

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from hybridgen import compat, config, platforms
-from hybridgen.engine import IdentityEngine, Metadata
+from hybridgen.engine import IdentityEngine, Metadata, float8_of
 from hybridgen.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
 
@@ -17,7 +17,8 @@ class HybridGenBackend(compat.AttentionBackend):
     _head_sizes_text: ClassVar[str] = "multiples of 8 up to 256, and 512"
     forward_includes_kv_cache_update: bool = True
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float32, torch.float16, torch.bfloat16]
-    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
+    _float8: ClassVar[list[str]] = ["fp8", "fp8_e4m3", "fp8_e5m2"]
+    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16", *_float8]
 
     @staticmethod
     def get_name() -> str:
@@ -63,14 +64,14 @@ class HybridGenBackend(compat.AttentionBackend):
     def validate_configuration(cls, head_size, dtype, kv_cache_dtype, block_size, **kwargs) -> list[str]:
         """vLLM's reasons, with the value and the accepted ones where vLLM names only the field."""
         reasons = super().validate_configuration(head_size, dtype, kv_cache_dtype, block_size, **kwargs)
-        same_dtype = kv_cache_dtype in (None, "auto") or kv_cache_dtype == str(dtype).removeprefix("torch.")
-        if not same_dtype and "kv_cache_dtype not supported" not in reasons:
+        accepted = (None, "auto", str(dtype).removeprefix("torch."), *cls._float8)
+        if kv_cache_dtype not in accepted and "kv_cache_dtype not supported" not in reasons:
             reasons.append("kv_cache_dtype not supported")
         dtypes = ", ".join(str(accepted).removeprefix("torch.") for accepted in cls.supported_dtypes)
         details = {
             "head_size": f"{head_size}; accepted: {cls._head_sizes_text}",
             "dtype": f"{dtype}; accepted: {dtypes}",
-            "kv_cache_dtype": f"{kv_cache_dtype}; accepted: auto, or the dtype of the model",
+            "kv_cache_dtype": f"{kv_cache_dtype}; accepted: {', '.join(('auto', *cls._float8))}, or the dtype of the model",
             "block_size": f"{block_size}; accepted: multiples of 16",
         }
         return [f"{r} ({details[r.split()[0]]})" if r.split()[0] in details else r for r in reasons]
@@ -80,6 +81,8 @@ class HybridGenCudaBackend(HybridGenBackend):
     """What the CUDA kernels do (kernels/cuda/launch.h). They have not run on a GPU yet."""
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16]
+    _float8: ClassVar[list[str]] = []
+    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
     _head_sizes: ClassVar[list[int]] = [64, 96, 128, 256]
     _head_sizes_text: ClassVar[str] = "64, 96, 128, 256"
 
@@ -117,7 +120,7 @@ class HybridGenMetadataBuilder(compat.AttentionMetadataBuilder):
                 "the tiered binding needs HybridGen's worker, which has not bound the KV cache; leave worker_cls at "
                 "'auto'"
             )
-        return IdentityEngine(settings, spec, self.device)
+        return IdentityEngine(settings, spec, self.device, float8=float8_of(spec, self.vllm_config))
 
 
 def engine_settings(vllm_config) -> config.Config:
@@ -197,7 +200,7 @@ class HybridGenImpl(compat.AttentionImpl):
             raise Unimplemented("fused output quantisation is not supported")
         core = attn_metadata.core
         if self._core is not core or self._kv_cache is not kv_cache:
-            attn_metadata.engine.attach(self, kv_cache)
+            attn_metadata.engine.attach(self, kv_cache, layer)
         dtype = attn_metadata.dtype
         if query.dtype is not dtype or output.dtype is not dtype:
             raise InvalidArgument(f"query and output are {query.dtype} and {output.dtype}; accepted: {dtype}")

@@ -8,6 +8,7 @@ it never waits for the device.
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,25 @@ from hybridgen.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
 _DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
+# vLLM's names of KV cache types with scales per tensor -> the library's.
+_FLOAT8 = {"fp8": "float8_e4m3", "fp8_e4m3": "float8_e4m3", "fp8_e5m2": "float8_e5m2"}
+
 # A plan stays valid while its backend plans 2 further steps, so a third one may reuse its memory.
 _PLANS = 3
+
+
+class Float8(NamedTuple):
+    """A KV cache of float8: vLLM's spec says that it holds bytes, and neither which nor the model's dtype."""
+
+    kv_dtype: str  # the library's name
+    model_dtype: torch.dtype
+
+
+def float8_of(spec, vllm_config) -> Float8 | None:
+    """None: the cache holds the model's dtype, which is the spec's."""
+    if spec.dtype is not torch.uint8:
+        return None
+    return Float8(_FLOAT8[vllm_config.cache_config.cache_dtype], vllm_config.model_config.dtype)
 
 
 class Metadata:
@@ -51,7 +69,9 @@ def own_cpus(settings: Config, environ: Mapping[str, str] = os.environ) -> tuple
     return None, "not pinned"
 
 
-def make_core(settings: Config, spec, device: torch.device, speculative_tokens: int = 0) -> _core.Backend:
+def make_core(
+    settings: Config, spec, device: torch.device, float8: Float8 | None = None, speculative_tokens: int = 0
+) -> _core.Backend:
     """A library backend for layers of one geometry on vLLM's `device`; `spec` is vLLM's AttentionSpec."""
     if (device.type == "cuda") != (settings.device_kind == "cuda"):
         raise InvalidArgument(
@@ -65,7 +85,8 @@ def make_core(settings: Config, spec, device: torch.device, speculative_tokens: 
         device_kind=settings.device_kind,
         binding="tiered" if settings.tiered else "identity",
         isa=settings.isa,
-        dtype=_DTYPES[spec.dtype],
+        dtype=_DTYPES[float8.model_dtype if float8 else spec.dtype],
+        kv_dtype=float8.kv_dtype if float8 else None,
         num_kv_heads=spec.num_kv_heads,
         head_size=spec.head_size,
         block_size=spec.block_size,
@@ -91,8 +112,9 @@ def make_core(settings: Config, spec, device: torch.device, speculative_tokens: 
     )
 
 
-def add_layer(core: _core.Backend, impl) -> int:
-    """Declares an impl's parameters to the library; weights (sinks) must be loaded."""
+def add_layer(core: _core.Backend, impl, layer, float8: Float8 | None) -> int:
+    """Declares the parameters of an impl to the library; its weights (sinks) and those of `layer`, vLLM's module that has
+    it (scales of float8), must be loaded."""
     return core.add_layer(
         num_query_heads=impl.num_heads,
         scale=impl.scale,
@@ -100,6 +122,8 @@ def add_layer(core: _core.Backend, impl) -> int:
         sliding_window=impl.sliding_window or 0,
         alibi_slopes=None if impl.alibi_slopes is None else [float(slope) for slope in impl.alibi_slopes],
         sinks=None if impl.sinks is None else impl.sinks.detach().float().flatten().tolist(),
+        k_scale=layer._k_scale_float if float8 else 1.0,
+        v_scale=layer._v_scale_float if float8 else 1.0,
     )
 
 
@@ -120,9 +144,17 @@ def _to_host(tensor: torch.Tensor) -> np.ndarray:
 class Engine:
     """What the two bindings have in common. A worker tells its engines of each step before any builder plans it."""
 
-    def __init__(self, settings: Config, spec, device: torch.device, speculative_tokens: int = 0) -> None:
-        self.core = make_core(settings, spec, device, speculative_tokens)
-        self.dtype = spec.dtype
+    def __init__(
+        self,
+        settings: Config,
+        spec,
+        device: torch.device,
+        float8: Float8 | None = None,
+        speculative_tokens: int = 0,
+    ) -> None:
+        self.core = make_core(settings, spec, device, float8, speculative_tokens)
+        self.float8 = float8
+        self.dtype = float8.model_dtype if float8 else spec.dtype
         self.on_gpu = device.type == "cuda"
         self._plans = [_core.Plan() for _ in range(_PLANS)]
         self._step = 0
@@ -156,8 +188,10 @@ class IdentityEngine(Engine):
         spec,
         device: torch.device = torch.device("cpu"),
         host_tables: Callable[[], np.ndarray] | None = None,
+        float8: Float8 | None = None,
     ) -> None:
-        super().__init__(settings, spec, device)
+        super().__init__(settings, spec, device, float8)
+        self._cache_dtype = spec.dtype
         self._block_size = spec.block_size
         self._head_size = spec.head_size
         self._host_tables = host_tables
@@ -186,8 +220,8 @@ class IdentityEngine(Engine):
             block_tables=self._host_tables()[:n],
         )
 
-    def attach(self, impl, kv_cache: torch.Tensor) -> None:
-        """(Re)binds an impl to its view [blocks, kv_heads, block_size, 2 * head_size] of the cache."""
+    def attach(self, impl, kv_cache: torch.Tensor, layer) -> None:
+        """(Re)binds the impl of vLLM's module `layer` to its view [blocks, kv_heads, block_size, 2 * head_size] of the cache."""
         blocks, _, block_size, content = kv_cache.shape
         strides = kv_cache.stride()
         if block_size != self._block_size or content != 2 * self._head_size or strides[3] != 1:
@@ -195,11 +229,11 @@ class IdentityEngine(Engine):
                 f"KV cache of shape {tuple(kv_cache.shape)} and strides {strides}; accepted: [blocks, kv_heads, "
                 f"{self._block_size}, {2 * self._head_size}] with contiguous content"
             )
-        if kv_cache.dtype is not self.dtype:
-            raise InvalidArgument(f"KV cache is {kv_cache.dtype}; accepted: {self.dtype}")
+        if kv_cache.dtype is not self._cache_dtype:
+            raise InvalidArgument(f"KV cache is {kv_cache.dtype}; accepted: {self._cache_dtype}")
         index = self._indices.get(id(impl))
         if index is None:
-            index = add_layer(self.core, impl)
+            index = add_layer(self.core, impl, layer, self.float8)
             self._indices[id(impl)] = index
             self._impls.append(impl)
         self.core.bind_identity(index, kv_cache.data_ptr(), blocks, strides[0], strides[1], strides[2])
@@ -216,7 +250,7 @@ class IdentityEngine(Engine):
 class TieredEngine(Engine):
     """Tiered binding of one worker: block ids range over all tiers, planning reads the host mirror only.
 
-    `layers` are the impls in layer order, `views` their KV views; layers that share KV have the same view.
+    `layers` are vLLM's modules in layer order, each with its impl and KV view; layers that share KV have the same view.
     `batch_order` gives the request ids of the step's rows, in the order of the step's tensors.
     """
 
@@ -226,14 +260,15 @@ class TieredEngine(Engine):
         spec,
         device: torch.device,
         layers: Iterable,
-        views: Iterable[torch.Tensor],
         num_blocks: int,
         speculative_tokens: int,
         batch_order: Callable[[], list[str]],
+        float8: Float8 | None = None,
     ) -> None:
-        super().__init__(settings, spec, device, speculative_tokens)
-        self._layers = list(layers)
-        self._views = list(views)
+        super().__init__(settings, spec, device, float8, speculative_tokens)
+        layers = list(layers)
+        self._layers = [layer.impl for layer in layers]
+        self._views = [layer.kv_cache for layer in layers]
         self._batch_order = batch_order
         self._check = settings.check
         self._key = None
@@ -241,10 +276,10 @@ class TieredEngine(Engine):
         self._numbers: dict[str, int] = {}  # vLLM's request id -> number in the mirror
         self._tables: dict[str, list[int]] = {}  # kept only for HYBRIDGEN_CHECK
         self._next_number = 1
-        for index, (impl, view) in enumerate(zip(self._layers, self._views, strict=True)):
-            if add_layer(self.core, impl) != index:
+        for index, layer in enumerate(layers):
+            if add_layer(self.core, layer.impl, layer, float8) != index:
                 raise FailedPrecondition("layers were added to the backend behind the worker's back")
-            impl.bind(self.core, index, view)
+            layer.impl.bind(self.core, index, layer.kv_cache)
         view = self._views[0]
         self.core.bind_tiered(
             data=[view.data_ptr() for view in self._views],
@@ -300,7 +335,7 @@ class TieredEngine(Engine):
         self._key = key
         return self._metadata
 
-    def attach(self, impl, kv_cache: torch.Tensor) -> None:
+    def attach(self, impl, kv_cache: torch.Tensor, layer) -> None:
         raise FailedPrecondition(
             "a layer came with a KV cache that the worker did not bind; with host tiers a layer's cache may not change"
         )

@@ -26,7 +26,7 @@ class HybridGenGpuWorker(HybridGenWorker, compat.gpu_worker_class()):
                     builder.engine = IdentityEngine(self._settings, builder.kv_cache_spec, self.device, tables)
                     # Now rather than at the first call: attaching reads sinks from the device.
                     for name in group.layer_names:
-                        builder.engine.attach(layers[name].impl, layers[name].kv_cache)
+                        builder.engine.attach(layers[name].impl, layers[name].kv_cache, layers[name])
                     engines.append(builder.engine)
         return engines
 

@@ -143,7 +143,7 @@ def _resolve(vllm_config, settings: config.Config) -> config.Config:
     if settings.dram == config.AUTO and kind != "emulated":
         settings = replace(settings, dram=0)
     tiered = settings.dram == config.AUTO or settings.tiered
-    features = refusals.TIERED if tiered else ()
+    features = refusals.ALWAYS + (refusals.TIERED if tiered else ())
     if platform is platforms.CUDA:
         features += refusals.CUDA + (refusals.CUDA_TIERED if tiered else ())
     reasons.extend(refusals.feature_reasons(vllm_config, *features))
@@ -180,7 +180,7 @@ def _check_max_model_len(vllm_config, settings: config.Config) -> None:
         layers=max(1, model.get_num_layers(vllm_config.parallel_config) - shared),
         kv_heads=model.get_num_kv_heads(vllm_config.parallel_config),
         head_size=model.get_head_size(),
-        element_size=model.dtype.itemsize,
+        element_size=1 if cache.cache_dtype.startswith("fp8") else model.dtype.itemsize,
         block_size=cache.block_size,
     )
     device = cache.kv_cache_memory_bytes

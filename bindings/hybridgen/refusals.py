@@ -39,17 +39,21 @@ _V2_RUNNER = Refusal(
     "set VLLM_USE_V2_MODEL_RUNNER=0",
 )
 
+# Refused in either binding on any platform.
+ALWAYS = (
+    Refusal(
+        "KV caches of mixed precision (kv_cache_dtype_skip_layers)",
+        lambda c: bool(c.cache_config.kv_cache_dtype_skip_layers),
+        "leave kv_cache_dtype_skip_layers empty",
+    ),
+)
+
 # Refused with the tiered binding on any platform; the identity binding serves what vLLM's own tensor layout serves.
 TIERED = (
     Refusal(
         "models with Mamba or other state layers",
         lambda c: c.model_config.is_hybrid or c.model_config.has_inner_state,
         "set HYBRIDGEN_DRAM=0 and HYBRIDGEN_CXL=0",
-    ),
-    Refusal(
-        "KV caches of mixed precision (kv_cache_dtype_skip_layers)",
-        lambda c: bool(c.cache_config.kv_cache_dtype_skip_layers),
-        "leave kv_cache_dtype_skip_layers empty",
     ),
     _MICROBATCHES,
     Refusal(

@@ -8,7 +8,7 @@ import torch
 
 from hybridgen import _core, compat, config, report, tiers
 from hybridgen.backend import HybridGenImpl, HybridGenMetadataBuilder, engine_settings
-from hybridgen.engine import Engine, TieredEngine, own_cpus
+from hybridgen.engine import Engine, TieredEngine, float8_of, own_cpus
 from hybridgen.errors import Unimplemented
 from hybridgen.statistics import StatisticsFile
 
@@ -116,11 +116,11 @@ class HybridGenWorker:
             self._settings,
             spec,
             self.device,
-            layers=[layers[name].impl for name in names],
-            views=[layers[name].kv_cache for name in names],
+            layers=[layers[name] for name in names],
             num_blocks=kv_cache_config.num_blocks,
             speculative_tokens=0 if speculative is None else speculative.num_speculative_tokens,
             batch_order=lambda: self.model_runner.input_batch.req_ids,
+            float8=float8_of(spec, self.vllm_config),
         )
         for builder in self._builders():
             builder.engine = engine

@@ -85,6 +85,7 @@ TEST(CreateTest, Enums) {
   ExpectFieldRefused(&hg_config::executor, {-1, 3, kMax, kMin}, "executor", "openmp");
   ExpectFieldRefused(&hg_config::isa, {-2, 4, kMax, kMin}, "isa", "avx512");
   ExpectFieldRefused(&hg_config::dtype, {-1, 3, kMax, kMin}, "dtype", "bfloat16");
+  ExpectFieldRefused(&hg_config::kv_dtype, {-1, 1, 2, 5, kMax, kMin}, "kv_dtype", "float8_e4m3");
   ExpectFieldRefused(&hg_config::placement, {-1, 4, kMax, kMin}, "placement", "proportional");
 }
 
@@ -188,6 +189,15 @@ TEST_F(LayerTest, NullPointers) {
   EXPECT_TRUE(Fails(TheLibrary().backend_add_layer(backend_, &layer, nullptr), HG_INVALID_ARGUMENT, {"index", "null"}));
 }
 
+// A caller compiled against a header without the scales of float8.
+TEST_F(LayerTest, ShorterStructIsAccepted) {
+  hg_layer layer = ValidLayer();
+  layer.struct_size = offsetof(hg_layer, k_scale);
+  layer.k_scale = layer.v_scale = -1.0f;
+  int32_t index = 0;
+  EXPECT_TRUE(Succeeds(TheLibrary().backend_add_layer(backend_, &layer, &index)));
+}
+
 TEST_F(LayerTest, Fields) {
   hg_layer layer = ValidLayer();
   layer.struct_size = 3;
@@ -206,6 +216,11 @@ TEST_F(LayerTest, Fields) {
     layer = ValidLayer();
     layer.scale = scale;
     ExpectRefused(layer, {"scale", "accepted"});
+  }
+  for (float hg_layer::*scale : {&hg_layer::k_scale, &hg_layer::v_scale}) {
+    layer = ValidLayer();
+    layer.*scale = 0.5f;  // KV is not float8
+    ExpectRefused(layer, {"_scale", "accepted"});
   }
   for (int window : {-1, kMin}) {
     layer = ValidLayer();

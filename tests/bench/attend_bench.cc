@@ -32,7 +32,8 @@ using List = std::vector<std::string>;
 
 ABSL_FLAG(std::string, isa, "", "row of the kernel table; empty: the best one of this CPU");
 ABSL_FLAG(List, kinds, List({"decode"}), "decode, cache (arithmetic alone), prefill");
-ABSL_FLAG(List, dtypes, List({"float32", "float16", "bfloat16"}), "of KV and queries");
+ABSL_FLAG(List, dtypes, List({"float32", "float16", "bfloat16"}),
+          "of KV and queries; float8_e4m3, float8_e5m2: of KV, beside bfloat16 queries");
 ABSL_FLAG(List, formats, List({"packed"}), "packed, strided");
 ABSL_FLAG(List, page_tokens, List({"128"}), "tokens of a page, multiples of 16");
 ABSL_FLAG(List, groups, List({"1", "4", "8"}), "query heads per KV head");
@@ -112,8 +113,11 @@ std::vector<AttendConfig> Cases() {
     c.kind = Named<AttendKind>(
         kind, {{"decode", AttendKind::kDecode}, {"cache", AttendKind::kCache}, {"prefill", AttendKind::kPrefill}});
     for (const std::string& dtype : absl::GetFlag(FLAGS_dtypes)) {
-      c.dtype = Named<DType>(
-          dtype, {{"float32", DType::kFloat32}, {"float16", DType::kFloat16}, {"bfloat16", DType::kBFloat16}});
+      c.dtype = Named<DType>(dtype, {{"float32", DType::kFloat32},
+                                     {"float16", DType::kFloat16},
+                                     {"bfloat16", DType::kBFloat16},
+                                     {"float8_e4m3", DType::kFloat8E4M3},
+                                     {"float8_e5m2", DType::kFloat8E5M2}});
       for (const std::string& format : absl::GetFlag(FLAGS_formats)) {
         c.format = Named<PageFormat>(format, {{"packed", PageFormat::kPackedV1}, {"strided", PageFormat::kStrided}});
         for (const std::string& page_tokens : absl::GetFlag(FLAGS_page_tokens)) {

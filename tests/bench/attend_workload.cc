@@ -19,6 +19,8 @@ constexpr int kCallPages = 4;
 constexpr int kCacheTokens = 256;
 constexpr int kPrefillRows = 64;
 
+DType QueryDType(DType kv) { return IsFloat8(kv) ? DType::kBFloat16 : kv; }
+
 const char* KindName(AttendKind kind) {
   switch (kind) {
     case AttendKind::kDecode:
@@ -99,8 +101,8 @@ AttendWorkload::AttendWorkload(const AttendConfig& c, KvMemory* memory, int thre
   const size_t rows = static_cast<size_t>(num_tokens_) * c.group * c.kv_heads;
   std::mt19937 random(3);
   std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
-  q_.resize(rows * c.head_size * DTypeSize(c.dtype));
-  for (size_t i = 0; i < rows * c.head_size; ++i) WriteElement(c.dtype, q_.data(), i, uniform(random));
+  q_.resize(rows * c.head_size * DTypeSize(QueryDType(c.dtype)));
+  for (size_t i = 0; i < rows * c.head_size; ++i) WriteElement(QueryDType(c.dtype), q_.data(), i, uniform(random));
   kv_begin_.assign(num_tokens_, 0);
   kv_end_.assign(num_tokens_, pages_per_item_ * c.page_tokens);
   threads_.resize(threads);
@@ -116,8 +118,8 @@ AttendWorkload::AttendWorkload(const AttendConfig& c, KvMemory* memory, int thre
 QueryTile AttendWorkload::Tile(int kv_head) const {
   const int64_t head_elements = int64_t{1} * num_tokens_ * config_.group * config_.head_size;
   QueryTile tile;
-  tile.q = q_.data() + kv_head * head_elements * static_cast<int64_t>(DTypeSize(config_.dtype));
-  tile.dtype = config_.dtype;
+  tile.q = q_.data() + kv_head * head_elements * static_cast<int64_t>(DTypeSize(QueryDType(config_.dtype)));
+  tile.dtype = QueryDType(config_.dtype);
   tile.token_stride = int64_t{1} * config_.group * config_.head_size;
   tile.head_stride = config_.head_size;
   tile.num_tokens = num_tokens_;
@@ -176,7 +178,8 @@ absl::Status AttendWorkload::Verify() {
     in.head_size = config_.head_size;
     in.scale = Tile(head).scale;
     in.query = [&](int, int h, int dim) {
-      return ReadElement(config_.dtype, q_.data(), static_cast<int64_t>(first) + h * config_.head_size + dim);
+      return ReadElement(QueryDType(config_.dtype), q_.data(),
+                         static_cast<int64_t>(first) + h * config_.head_size + dim);
     };
     in.key = [&](int position, int, int dim) { return ElementOf(KvRole::kKey, position, head, dim); };
     in.value = [&](int position, int, int dim) { return ElementOf(KvRole::kValue, position, head, dim); };

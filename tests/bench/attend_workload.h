@@ -39,7 +39,7 @@ enum class AttendKind : uint8_t { kDecode, kCache, kPrefill };
 struct AttendConfig {
   const KernelSet* kernels = nullptr;
   AttendKind kind = AttendKind::kDecode;
-  DType dtype = DType::kFloat32;  // of KV and queries
+  DType dtype = DType::kFloat32;  // of KV and queries; of KV alone where it is float8, queries are then bfloat16
   PageFormat format = PageFormat::kPackedV1;
   int page_tokens = 128;
   int group = 1;  // query heads per KV head

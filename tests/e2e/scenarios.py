@@ -116,6 +116,21 @@ def generate(llm, requests) -> list[Answer]:
     ]
 
 
+def prompt_logprobs(llm):
+    """Log-probability of each token of one long prompt: no decision, so no divergence."""
+    import torch
+    from vllm import SamplingParams
+
+    prompt = SCENARIOS["long"][0][0][0][:2000]
+    output = llm.generate(
+        [{"prompt_token_ids": prompt}],
+        SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
+        use_tqdm=False,
+    )[0]
+    values = [step[token].logprob for token, step in zip(prompt[1:], output.prompt_logprobs[1:], strict=True)]
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def run(llm, scenario: str) -> list[Answer]:
     return [answer for requests in SCENARIOS[scenario] for answer in generate(llm, requests)]
 

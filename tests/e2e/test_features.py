@@ -52,27 +52,13 @@ def test_preemption(model_dir, reference, configuration):
     scenarios.assert_equal(answers, reference("llama", "crowd"))
 
 
-def _prompt_logprobs(llm) -> torch.Tensor:
-    """Log-probability of each token of one long prompt: no decision, so no divergence."""
-    from vllm import SamplingParams
-
-    prompt = scenarios.SCENARIOS["long"][0][0][0][:2000]
-    output = llm.generate(
-        [{"prompt_token_ids": prompt}],
-        SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
-        use_tqdm=False,
-    )[0]
-    values = [step[token].logprob for token, step in zip(prompt[1:], output.prompt_logprobs[1:], strict=True)]
-    return torch.tensor(values, dtype=torch.float64)
-
-
 @pytest.fixture(scope="module")
 def half_precision_reference(model_dir):
     """float32 values, and the error of vLLM's own backend against them by dtype."""
     values = {}
     for dtype in ("float32", "bfloat16", "float16"):
         with scenarios.engine(model_dir("llama"), "CPU_ATTN", dtype=dtype, max_num_batched_tokens=512) as llm:
-            values[dtype] = _prompt_logprobs(llm)
+            values[dtype] = scenarios.prompt_logprobs(llm)
     exact = values.pop("float32")
     return exact, {dtype: (value - exact).square().mean().sqrt() for dtype, value in values.items()}
 
@@ -83,7 +69,7 @@ def test_half_precision_error(model_dir, half_precision_reference, configuration
     """Root mean square error against float32 at most 1.2 times that of vLLM's own backend."""
     exact, error_of_cpu_attn = half_precision_reference
     with open_engine(model_dir, configuration, dtype=dtype, max_num_batched_tokens=512) as llm:
-        error = (_prompt_logprobs(llm) - exact).square().mean().sqrt()
+        error = (scenarios.prompt_logprobs(llm) - exact).square().mean().sqrt()
         if configuration in TIERED:
             assert scenarios.host_bytes_read(llm) > 0
     assert 0 < error <= 1.2 * error_of_cpu_attn[dtype], f"{error} against {error_of_cpu_attn[dtype]}"

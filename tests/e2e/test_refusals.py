@@ -29,7 +29,6 @@ def save_config(config, folder, architecture: str) -> str:
 
 # Name in the sentence -> arguments of LLM(): features that host tiers do not serve.
 TIERED_ONLY = {
-    "mixed precision": dict(kv_cache_dtype_skip_layers=["0"]),
     "KV connectors": dict(kv_transfer_config={"kv_connector": "ExampleConnector", "kv_role": "kv_both"}),
     "KV offloading": dict(kv_offloading_size=0.01),
     "layers of their own": dict(
@@ -49,7 +48,8 @@ TIERED_ONLY = {
 # Refused in either binding.
 ALWAYS = {
     "head_size not supported (20": dict(hf_overrides={"head_dim": 20}),
-    "kv_cache_dtype not supported (fp8": dict(kv_cache_dtype="fp8"),
+    "kv_cache_dtype not supported (int8_per_token_head": dict(kv_cache_dtype="int8_per_token_head"),
+    "mixed precision": dict(kv_cache_dtype_skip_layers=["0"]),
     "block_size not supported (24": dict(block_size=24),
     "DCP": dict(tensor_parallel_size=4, decode_context_parallel_size=2),
     "PCP": dict(prefill_context_parallel_size=2),

@@ -22,10 +22,10 @@ def make(**changes) -> _core.Backend:
 class Cache:
     """An identity-bound backend with one layer, and tensors for a sequence of 20 tokens of which 4 are new."""
 
-    def __init__(self, blocks: int = 8):
-        self.core = make()
-        self.layer = self.core.add_layer(num_query_heads=2 * HEADS, scale=DIMS**-0.5)
-        self.pool = np.zeros((blocks, HEADS, BLOCK, 2 * DIMS), np.float32)
+    def __init__(self, blocks: int = 8, kv_dtype: str | None = None, **scales):
+        self.core = make(kv_dtype=kv_dtype)
+        self.layer = self.core.add_layer(num_query_heads=2 * HEADS, scale=DIMS**-0.5, **scales)
+        self.pool = np.zeros((blocks, HEADS, BLOCK, 2 * DIMS), np.float32 if kv_dtype is None else np.uint8)
         self.bind()
         self.query = np.ones((4, 2 * HEADS, DIMS), np.float32)
         self.key = np.ones((4, HEADS, DIMS), np.float32)
@@ -33,7 +33,7 @@ class Cache:
         self.plan = _core.Plan()
 
     def bind(self, **changes):
-        strides = [s // 4 for s in self.pool.strides]
+        strides = [s // self.pool.itemsize for s in self.pool.strides]
         arguments = dict(layer=self.layer, data=self.pool.ctypes.data, num_blocks=len(self.pool),
                          block_stride=strides[0], head_stride=strides[1], token_stride=strides[2])  # fmt: skip
         self.core.bind_identity(**{**arguments, **changes})
@@ -79,6 +79,7 @@ def test_good_input_attends(cache):
         ("executor", "gomp", "auto, openmp, pool"),
         ("isa", "sse2", "auto, portable, avx2, avx512, avx512_bf16"),
         ("dtype", "int8", "float32, float16, bfloat16"),
+        ("kv_dtype", "float16", "float8_e4m3, float8_e5m2"),
         ("num_kv_heads", 0, ""),
         ("num_kv_heads", -4, ""),
         ("head_size", 33, "multiple"),
@@ -146,11 +147,40 @@ def test_tier_larger_than_the_machine():
         ("sliding_window", dict(sliding_window=-1)),
         ("alibi_slopes", dict(alibi_slopes=[1.0])),
         ("sinks", dict(sinks=[1.0, 2.0, 3.0])),
+        ("k_scale", dict(k_scale=2.0)),  # KV is not float8
+        ("v_scale", dict(v_scale=-1.0)),
     ],
 )
 def test_bad_layer(field, changes):
     with pytest.raises(errors.InvalidArgument, match=field):
         make().add_layer(**{**dict(num_query_heads=4, scale=1.0), **changes})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("k_scale", -1.0), ("k_scale", float("inf")), ("v_scale", float("nan"))]
+)
+def test_bad_scales_of_float8(field, value):
+    with pytest.raises(errors.InvalidArgument, match=f"{field}.*positive finite"):
+        make(kv_dtype="float8_e4m3").add_layer(num_query_heads=4, scale=1.0, **{field: value})
+
+
+def test_cuda_refuses_float8():
+    with pytest.raises(errors.Unimplemented, match="kv_dtype is float8_e5m2; accepted with device_kind cuda"):
+        make(device_kind="cuda", dtype="float16", head_size=64, kv_dtype="float8_e5m2")
+
+
+@pytest.mark.parametrize(("kv_dtype", "one"), [("float8_e4m3", 0x38), ("float8_e5m2", 0x3C)])
+def test_float8_stores_a_byte_per_element_in_units_of_the_scale(kv_dtype, one):
+    cache = Cache(kv_dtype=kv_dtype, k_scale=0.5, v_scale=4.0)
+    cache.pool[[3, 5], :, :, DIMS:] = one  # every value is 4, so is every average of them
+    cache.key[:] = 4.0
+    cache.step()
+    cache.forward()
+    np.testing.assert_allclose(cache.output, 4.0, rtol=1e-6)
+    new = cache.pool[5, :, :4]
+    assert (new[..., DIMS:] == one).all()
+    eight = one + (3 << (3 if kv_dtype == "float8_e4m3" else 2))  # 4 / 0.5: three exponents up
+    assert (new[..., :DIMS] == eight).all() and not cache.pool[5, :, 4:, :DIMS].any()
 
 
 @pytest.mark.parametrize(

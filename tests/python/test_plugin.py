@@ -68,9 +68,20 @@ def test_custom_gives_our_class_and_others_theirs(platform):
         assert path == AttentionBackendEnum.CPU_ATTN.get_path()
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e4m3", "fp8_e5m2"])
+def test_float8_is_accepted_and_quantisation_per_token_is_not(platform, kv_cache_dtype):
+    plugin.register()
+    good = selector(kv_cache_dtype=kv_cache_dtype, dtype=torch.bfloat16)
+    assert platform.get_attn_backend_cls(custom(), attn_selector_config=good) == platforms.CPU.backend
+    with pytest.raises(Unimplemented, match="fp8_per_token_head; accepted: auto, fp8, fp8_e4m3, fp8_e5m2, or the"):
+        platform.get_attn_backend_cls(
+            custom(), attn_selector_config=selector(kv_cache_dtype="fp8_per_token_head", dtype=torch.bfloat16)
+        )
+
+
 def test_refuses_with_all_reasons_in_one_sentence(platform):
     plugin.register()
-    bad = selector(head_size=20, dtype=torch.float64, kv_cache_dtype="fp8", block_size=24, use_mla=True)
+    bad = selector(head_size=20, dtype=torch.float64, kv_cache_dtype="int8_per_token_head", block_size=24, use_mla=True)
     with pytest.raises(Unimplemented) as caught:
         platform.get_attn_backend_cls(custom(), attn_selector_config=bad)
     for part in ("head_size not supported (20", "dtype not supported (torch.float64", "kv_cache_dtype", "24", "MLA"):
