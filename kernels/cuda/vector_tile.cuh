@@ -1,6 +1,6 @@
 // A few query rows of one warp against chunks of 16 tokens, without tensor cores: lanes are tokens for the products
 // with K (two lanes a token), dims for the sum of V. All arithmetic is float32, the weights included. K and V are of
-// the queries' type: with float8 even one row is less work for MmaTile (docs/cuda_kernels.md).
+// the queries' type: with float8 MmaTile has less or little more to do even for one row (docs/cuda_kernels.md).
 #ifndef KERNELS_CUDA_VECTOR_TILE_CUH_
 #define KERNELS_CUDA_VECTOR_TILE_CUH_
 
