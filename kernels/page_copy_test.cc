@@ -225,7 +225,8 @@ TEST(WriteKvTest, TokenByTokenEqualsAllAtOnce) {
 }
 
 TEST(ConvertPageTest, EveryPairOfFormatsRoundTripsBitForBit) {
-  for (DType dtype : kDTypes) {
+  // Of the two float8 one: this only moves bytes.
+  for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3}) {
     for (int head_size : kHeadSizes) {
       for (int page_tokens : kPageTokens) {
         const PageGeometry formats[] = {Strided(dtype, page_tokens, head_size), Packed(dtype, page_tokens, head_size)};
