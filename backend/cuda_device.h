@@ -37,13 +37,13 @@ struct CudaDeviceOptions {
   JointOptions joint;
 };
 
-// The options have passed CheckCudaModel. Errors: InvalidArgument for max_call_rows; FailedPrecondition without a layer;
-// those of the stream.
+// The options have passed CheckCudaModel. Errors: InvalidArgument for max_call_rows; FailedPrecondition without a
+// layer; those of the stream.
 absl::StatusOr<std::unique_ptr<DeviceWorker>> CreateCudaDevice(const CudaDeviceOptions& options,
                                                                std::shared_ptr<DeviceStream> stream);
 
-// What CUDA kernels serve of a model, before anything is allocated. Errors: InvalidArgument naming field, value and what
-// is accepted.
+// What CUDA kernels serve of a model, before anything is allocated. Errors: InvalidArgument naming field, value and
+// what is accepted.
 absl::Status CheckCudaModel(DType dtype, DType kv_dtype, int head_size, int page_tokens);
 
 }  // namespace hybridgen
