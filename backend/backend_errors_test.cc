@@ -60,11 +60,6 @@ TEST(BackendErrorsTest, UnusableOptionsAreRefusedByName) {
          "dtype is float8_e4m3; accepted: float32, float16, bfloat16");
   expect(message([](BackendOptions& o) { o.kv_dtype = DType::kFloat16; }),
          "kv_dtype is float16 and dtype float32; accepted: the same, or a kv_dtype of float8_e4m3");
-  expect(message([](BackendOptions& o) {
-           o.device_kind = DeviceKind::kCuda;
-           o.kv_dtype = DType::kFloat8E5M2;
-         }),
-         "kv_dtype is float8_e5m2; accepted with device_kind cuda");
   expect(message([](BackendOptions& o) { o.binding = Binding::kTiered; }), "dram_bytes and cxl_bytes are both 0");
 }
 

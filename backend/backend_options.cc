@@ -40,7 +40,7 @@ absl::Status CheckCxl(const BackendOptions& o) {
   return absl::OkStatus();
 }
 
-// KV has the model's dtype or is float8, which the CUDA device does not read.
+// KV has the model's dtype or is float8.
 absl::Status CheckDTypes(const BackendOptions& o) {
   if (IsFloat8(o.dtype)) {
     return absl::InvalidArgumentError(absl::StrCat("create backend: dtype is ", DTypeName(o.dtype),
@@ -50,10 +50,6 @@ absl::Status CheckDTypes(const BackendOptions& o) {
     return absl::InvalidArgumentError(absl::StrCat("create backend: kv_dtype is ", DTypeName(o.kv()), " and dtype ",
                                                    DTypeName(o.dtype),
                                                    "; accepted: the same, or a kv_dtype of float8_e4m3, float8_e5m2"));
-  }
-  if (IsFloat8(o.kv()) && o.device_kind == DeviceKind::kCuda) {
-    return absl::UnimplementedError(absl::StrCat("create backend: kv_dtype is ", DTypeName(o.kv()),
-                                                 "; accepted with device_kind cuda: the dtype, ", DTypeName(o.dtype)));
   }
   return absl::OkStatus();
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -318,29 +319,40 @@ absl::Status CudaDevice::TryRunLayer(const LayerCall& call) {
     if (absl::Status status = layers_.Join(call, step, Call(i)); !status.ok()) return status;
   }
   read_bytes_ += step.device_tokens[window_of_[call.layer]] * 2 * o_.num_kv_heads * o_.head_size *
-                 static_cast<int64_t>(DTypeSize(o_.dtype));
+                 static_cast<int64_t>(DTypeSize(call.pages->pool.dtype));
   ++layers_run_;
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::Status CheckCudaModel(DType dtype, int head_size, int page_tokens) {
+absl::Status CheckCudaModel(DType dtype, DType kv_dtype, int head_size, int page_tokens) {
   cuda::AttendParams p;
   p.query_heads = p.geometry.kv_heads = 1;
-  p.geometry.dtype = dtype;
+  p.dtype = dtype;
+  p.geometry.dtype = kv_dtype;
   p.geometry.head_size = head_size;
   p.geometry.page_tokens = page_tokens;
   const cuda::LaunchStatus status = cuda::Check(p);
-  if (status == cuda::LaunchStatus::kOk) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("create backend: device_kind cuda: ", cuda::LaunchStatusText(status)));
+  std::string field;
+  switch (status) {
+    case cuda::LaunchStatus::kOk:
+      return absl::OkStatus();
+    case cuda::LaunchStatus::kUnsupportedDType:
+      field = absl::StrCat("dtype is ", DTypeName(dtype), " and kv_dtype ", DTypeName(kv_dtype));
+      break;
+    case cuda::LaunchStatus::kUnsupportedHeadSize:
+      field = absl::StrCat("head_size is ", head_size);
+      break;
+    default:  // nothing else is asked
+      field = absl::StrCat("block_size is ", page_tokens);
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("create backend: ", field, " with device_kind cuda: ", cuda::LaunchStatusText(status)));
 }
 
 absl::StatusOr<std::unique_ptr<DeviceWorker>> CreateCudaDevice(const CudaDeviceOptions& options,
                                                                std::shared_ptr<DeviceStream> stream) {
-  if (absl::Status status = CheckCudaModel(options.dtype, options.head_size, options.page_tokens); !status.ok()) {
-    return status;
-  }
   if (options.layers.empty()) return absl::FailedPreconditionError("cuda device: no layer; add the layers first");
   if (options.max_call_rows < 1) {
     return absl::InvalidArgumentError(

@@ -18,7 +18,7 @@
 namespace hybridgen {
 
 struct CudaDeviceOptions {
-  DType dtype = DType::kFloat16;
+  DType dtype = DType::kFloat16;  // of queries, outputs and new K/V; pages have their own
   int head_size = 0;
   int num_kv_heads = 0;
   int page_tokens = 0;
@@ -37,12 +37,14 @@ struct CudaDeviceOptions {
   JointOptions joint;
 };
 
-// Errors: InvalidArgument naming what the kernels do not serve, and what they do; those of the stream.
+// The options have passed CheckCudaModel. Errors: InvalidArgument for max_call_rows; FailedPrecondition without a
+// layer; those of the stream.
 absl::StatusOr<std::unique_ptr<DeviceWorker>> CreateCudaDevice(const CudaDeviceOptions& options,
                                                                std::shared_ptr<DeviceStream> stream);
 
-// What CUDA kernels serve of a model, before anything is allocated. Errors: InvalidArgument.
-absl::Status CheckCudaModel(DType dtype, int head_size, int page_tokens);
+// What CUDA kernels serve of a model, before anything is allocated. Errors: InvalidArgument naming field, value and
+// what is accepted.
+absl::Status CheckCudaModel(DType dtype, DType kv_dtype, int head_size, int page_tokens);
 
 }  // namespace hybridgen
 

@@ -22,12 +22,15 @@ absl::Status CudaLayers::WriteKv(const LayerCall& call, const CudaStep& step) {
   cuda::WriteKvParams p;
   p.key = RowsOf(call.key);
   p.value = RowsOf(call.value);
+  p.dtype = dtype_;
+  p.k_scale = call.params->k_scale;
+  p.v_scale = call.params->v_scale;
   p.num_tokens = step.num_tokens;
   p.slots = memory_->tables().slots.data();
   p.geometry = call.pages->pool;
   p.k_cache = reinterpret_cast<void*>(call.pages->pool_k);
   p.v_cache = reinterpret_cast<void*>(call.pages->pool_v);
-  p.k_page_stride = p.v_page_stride = static_cast<int64_t>(call.pages->pool_page_bytes / DTypeSize(dtype_));
+  p.k_page_stride = p.v_page_stride = static_cast<int64_t>(call.pages->pool_page_bytes / DTypeSize(p.geometry.dtype));
   return stream_->WriteKv(p);
 }
 
@@ -35,6 +38,7 @@ absl::Status CudaLayers::Attend(const LayerCall& call, const CudaStep& step, int
   const CudaStepMemory::Tables& t = memory_->tables();
   cuda::AttendParams p;
   p.q = RowsOf(call.query);
+  p.dtype = dtype_;
   p.query_heads = call.params->num_query_heads;
   p.geometry = call.pages->pool;
   p.pages = t.pages.data();
@@ -43,7 +47,8 @@ absl::Status CudaLayers::Attend(const LayerCall& call, const CudaStep& step, int
   p.kv_begin = t.kv_begin.data() + static_cast<int64_t>(window) * step.num_tokens;
   p.kv_end = t.kv_end.data();
   p.position = t.position.data();
-  p.scale = call.params->scale;
+  p.scale = call.params->scale * call.params->k_scale;
+  p.v_scale = call.params->v_scale;
   p.soft_cap = call.params->soft_cap;
   p.alibi_slopes = call.params->alibi_slopes.empty() ? nullptr : memory_->slopes(call.layer);
   p.sinks = call.params->sinks.empty() ? nullptr : memory_->sinks(call.layer);

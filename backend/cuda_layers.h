@@ -23,7 +23,7 @@ struct LayerJointCall {
 
 class CudaLayers {
  public:
-  // `stream` and `memory` outlive the object.
+  // `stream` and `memory` outlive the object. `dtype` is that of the step's tensors; pages have their own.
   CudaLayers(DeviceStream* stream, const CudaStepMemory* memory, DType dtype, int head_size, int num_kv_heads)
       : stream_(stream), memory_(memory), dtype_(dtype), head_size_(head_size), kv_heads_(num_kv_heads) {}
 

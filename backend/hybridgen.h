@@ -112,7 +112,7 @@ typedef struct hg_config {
   int32_t head_groups; /* parts of the KV heads, each with a DRAM node of its own; 0: one for each DRAM node with CPUs;
                           a number that the machine does not have is emulated, without binding */
   int32_t cuda_device; /* cuda kind: ordinal of the GPU as this process sees it */
-  int32_t kv_dtype;    /* of the KV cache: HG_FLOAT8_E4M3, HG_FLOAT8_E5M2 (not in the cuda kind), or 0: dtype */
+  int32_t kv_dtype;    /* of the KV cache: HG_FLOAT8_E4M3, HG_FLOAT8_E5M2, or 0: dtype */
 } hg_config;
 
 HG_EXPORT int32_t hg_abi_version(void);

@@ -466,9 +466,8 @@ absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> PagedAttentionBackend::Cr
       if (!created.ok()) return created.status();
       stream = *std::move(created);
     }
-    if (absl::Status status = CheckCudaModel(options.dtype, options.head_size, options.block_size); !status.ok()) {
-      return status;
-    }
+    absl::Status served = CheckCudaModel(options.dtype, options.kv(), options.head_size, options.block_size);
+    if (!served.ok()) return served;
   }
   const CpuFeatures features = DetectCpuFeatures();
   KernelSet kernels = SelectKernels(features);

@@ -81,8 +81,6 @@ class HybridGenCudaBackend(HybridGenBackend):
     """What the CUDA kernels do (kernels/cuda/launch.h). They have not run on a GPU yet."""
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16]
-    _float8: ClassVar[list[str]] = []
-    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
     _head_sizes: ClassVar[list[int]] = [64, 96, 128, 256]
     _head_sizes_text: ClassVar[str] = "64, 96, 128, 256"
 

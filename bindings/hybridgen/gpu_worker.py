@@ -6,7 +6,7 @@ import numpy as np
 
 from hybridgen import compat
 from hybridgen.backend import HybridGenMetadataBuilder
-from hybridgen.engine import IdentityEngine
+from hybridgen.engine import IdentityEngine, float8_of
 from hybridgen.worker import HybridGenWorker
 
 
@@ -23,7 +23,9 @@ class HybridGenGpuWorker(HybridGenWorker, compat.gpu_worker_class()):
                     if not isinstance(builder, HybridGenMetadataBuilder):
                         continue
                     tables = functools.partial(self._host_tables, kv_cache_group)
-                    builder.engine = IdentityEngine(self._settings, builder.kv_cache_spec, self.device, tables)
+                    spec = builder.kv_cache_spec
+                    float8 = float8_of(spec, self.vllm_config)
+                    builder.engine = IdentityEngine(self._settings, spec, self.device, tables, float8)
                     # Now rather than at the first call: attaching reads sinks from the device.
                     for name in group.layer_names:
                         builder.engine.attach(layers[name].impl, layers[name].kv_cache, layers[name])

@@ -33,7 +33,7 @@ constexpr int kWarpSize = 32;
 constexpr uint32_t kFullMask = 0xffffffffu;
 constexpr float kLog2E = 1.4426950408889634f;  // e^x = Exp2(x * kLog2E)
 
-// Elements of queries and KV pages, as bits.
+// Elements of queries and KV pages, as bits; the 8-bit ones of KV pages only.
 struct Float16 {
   uint16_t bits;
   static constexpr DType kDType = DType::kFloat16;
@@ -41,6 +41,14 @@ struct Float16 {
 struct BFloat16 {
   uint16_t bits;
   static constexpr DType kDType = DType::kBFloat16;
+};
+struct Float8E4M3 {
+  uint8_t bits;
+  static constexpr DType kDType = DType::kFloat8E4M3;
+};
+struct Float8E5M2 {
+  uint8_t bits;
+  static constexpr DType kDType = DType::kFloat8E5M2;
 };
 
 // What one 16-byte access moves.
@@ -202,6 +210,48 @@ HG_DEVICE float High(uint32_t packed) {
   float x;
   asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, high; }" : "=f"(x) : "r"(packed));
   return x;
+}
+
+HG_DEVICE uint32_t FloatBits(float x) { return __float_as_uint(x); }
+HG_DEVICE float FloatOfBits(uint32_t bits) { return __uint_as_float(bits); }
+
+// Four bytes of (high, low), whose bytes are numbered from low's lowest: the one that each nibble of the selector
+// names, the lowest nibble for the lowest byte. A nibble of 8 + i gives the sign of byte i in all bits.
+HG_DEVICE uint32_t BytePermute(uint32_t low, uint32_t high, uint32_t selector) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(selector));
+  return bytes;
+}
+// Two products of float16, rounded to nearest even; denormals are kept.
+HG_DEVICE uint32_t MultiplyHalf2(uint32_t x, uint32_t y) {
+  uint32_t product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(x), "r"(y));
+  return product;
+}
+
+// Conversions of fp8 are instructions from sm_89 on; without them they must not be called.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+constexpr bool kHasFp8Conversions = true;
+#else
+constexpr bool kHasFp8Conversions = false;
+#endif
+// Two e4m3 in the lower half of `pair`, the first in the lower byte, as two float16: exact, NaN stays NaN.
+HG_DEVICE uint32_t WidenE4M3(uint32_t pair) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(packed) : "h"(static_cast<uint16_t>(pair)));
+  return packed;
+}
+// Two elements in the lower half of the result, `low` in the lower byte: rounded to nearest even, beyond the largest
+// finite value to that value of the same sign; NaN stays NaN.
+template <typename Kv>
+HG_DEVICE uint32_t NarrowToFp8(float low, float high) {
+  uint16_t pair;
+  if constexpr (Kv::kDType == DType::kFloat8E4M3) {
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
 }
 
 // ---- Global memory ----

@@ -1,5 +1,5 @@
-// Every instruction of arch.h in one kernel, so that ptxas assembles each for every architecture, those included that no
-// kernel uses yet. It is never run.
+// Every instruction of arch.h in one kernel, so that ptxas assembles each for every architecture, those included that
+// no kernel uses yet. It is never run.
 #include "kernels/cuda/arch.h"
 
 namespace hybridgen::arch {
@@ -22,6 +22,10 @@ HG_KERNEL ProbeKernel(const char* in, char* out, uint64_t* flag) {
   v.x[0] += Pack2<Float16>(d[0], e[0]) + ShflUp(kFullMask, v.x[1], 1);
   v.x[1] += Pack2<BFloat16>(Exp2(d[1]), Tanh(e[1]) + Log(e[2]));
   d[2] += Low<Float16>(v.x[2]) + High<BFloat16>(v.x[3]) + High<Float16>(v.x[0]) + Low<BFloat16>(v.x[1]);
+  v.x[2] ^= MultiplyHalf2(BytePermute(v.x[0], v.x[1], 0x9180), FloatBits(FloatOfBits(v.x[3])));
+  if constexpr (kHasFp8Conversions) {
+    v.x[3] += WidenE4M3(v.x[2]) + NarrowToFp8<Float8E4M3>(d[0], d[1]) + NarrowToFp8<Float8E5M2>(e[0], e[1]);
+  }
   v.x[2] = d[2] + Shfl(kFullMask, d[1], 3) < ShflXor(kFullMask, d[2], 1);
   v.x[3] = ReduxAdd(kFullMask, Ballot(kFullMask, d[3] > 0)) + Shfl(kFullMask, v.x[0], BlockIndex().x);
   StoreOnce16(out + 16 * ThreadIndex(), v);

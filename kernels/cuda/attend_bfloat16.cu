@@ -3,6 +3,6 @@
 
 namespace hybridgen::cuda {
 
-template struct AttendLauncher<arch::BFloat16>;
+template struct AttendLauncher<arch::BFloat16, arch::BFloat16>;
 
 }  // namespace hybridgen::cuda

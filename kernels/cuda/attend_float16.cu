@@ -3,6 +3,6 @@
 
 namespace hybridgen::cuda {
 
-template struct AttendLauncher<arch::Float16>;
+template struct AttendLauncher<arch::Float16, arch::Float16>;
 
 }  // namespace hybridgen::cuda

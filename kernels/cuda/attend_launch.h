@@ -1,4 +1,5 @@
-// Launching attention for one element type: one .cu per type defines it, so that they compile side by side.
+// Launching attention for a pair of element types: several .cu define it for some each, so that they compile side by
+// side.
 #ifndef KERNELS_CUDA_ATTEND_LAUNCH_H_
 #define KERNELS_CUDA_ATTEND_LAUNCH_H_
 
@@ -6,8 +7,8 @@
 
 namespace hybridgen::cuda {
 
-// T: arch::Float16 or arch::BFloat16. Arguments have passed Check.
-template <typename T>
+// T of q and o: arch::Float16 or arch::BFloat16. Kv: T or one of float8. Arguments have passed Check.
+template <typename T, typename Kv>
 struct AttendLauncher {
   static LaunchStatus Decode(const AttendParams& p, CUstream_st* stream);
   static LaunchStatus Prefill(const AttendParams& p, CUstream_st* stream);

@@ -4,6 +4,7 @@
 #define KERNELS_CUDA_ATTEND_TILE_CUH_
 
 #include "kernels/cuda/arch.h"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/params.h"
 #include "kernels/partial.h"
 
@@ -56,19 +57,20 @@ HG_DEVICE KeyRange SeenByTile(const AttendParams& p, const AttendItem& item, int
   return seen;
 }
 
-// Rows of 16-bit elements in shared memory, in units of 16 bytes. A row is followed by one unit: their number is then
-// odd (head sizes are multiples of 16), so the same unit of 8 consecutive rows lies in 8 different groups of banks.
-template <int kHeadSize>
+// Rows of elements in shared memory, in units of 16 bytes. A row is followed by one unit: their number is then odd
+// (head sizes are multiples of 32), so the same unit of 8 consecutive rows lies in 8 different groups of banks.
+template <typename T, int kHeadSize>
 struct TileRows {
-  static constexpr int kUnits = kHeadSize / 8;
+  static constexpr int kUnits = kHeadSize * static_cast<int>(sizeof(T)) / 16;
+  static_assert(kUnits % 2 == 0, "two units are taken at a time");
   static constexpr int kStride = kUnits + 1;  // units
   static constexpr int Bytes(int rows) { return rows * kStride * 16; }
 };
 
-// One chunk of K and V.
-template <int kHeadSize>
+// One chunk of K and V, as they lie in pages: what is in flight, and read from shared memory, are float8's own bytes.
+template <typename Kv, int kHeadSize>
 struct Stage {
-  static constexpr int kRoleUnits = kChunkTokens * TileRows<kHeadSize>::kStride;
+  static constexpr int kRoleUnits = kChunkTokens * TileRows<Kv, kHeadSize>::kStride;
   static constexpr int kBytes = 2 * kRoleUnits * 16;
 };
 
@@ -88,43 +90,56 @@ HG_DEVICE Chunk ChunkOf(const KvPage& page, int chunk, KeyRange seen) {
 
 // Starts to copy one chunk into a stage, by `threads` threads of which the caller is number `thread`. Tokens that are
 // not valid or that nobody sees become zeros and are not read.
-template <int kHeadSize>
+template <typename Kv, int kHeadSize>
 HG_DEVICE Chunk LoadChunk(const AttendParams& p, const KvPage& page, int chunk, int kv_head, KeyRange seen,
                           arch::Shared<arch::Vec16> stage, int thread, int threads) {
-  constexpr int kUnits = TileRows<kHeadSize>::kUnits;
+  constexpr int kUnits = TileRows<Kv, kHeadSize>::kUnits;
+  constexpr int kSize = sizeof(Kv);
   const PageGeometry& g = p.geometry;
   const int first = chunk * kChunkTokens;
   const Chunk result = ChunkOf(page, chunk, seen);
-  const uint64_t k = p.k_base + page.k + (kv_head * g.k_head_stride + first * g.k_token_stride) * 2;
-  const uint64_t v = p.v_base + page.v + (kv_head * g.v_head_stride + first * g.v_token_stride) * 2;
+  const uint64_t k = p.k_base + page.k + (kv_head * g.k_head_stride + first * g.k_token_stride) * kSize;
+  const uint64_t v = p.v_base + page.v + (kv_head * g.v_head_stride + first * g.v_token_stride) * kSize;
   for (int i = thread; i < kChunkTokens * kUnits; i += threads) {
     const int token = i / kUnits, unit = i % kUnits;
     const bool read = result.position + token >= result.begin && result.position + token < result.end;
-    const int at = token * TileRows<kHeadSize>::kStride + unit;
+    const int at = token * TileRows<Kv, kHeadSize>::kStride + unit;
     // A copy of no bytes is given an address that exists.
-    const void* from_k = read ? reinterpret_cast<const void*>(k + token * g.k_token_stride * 2 + unit * 16) : p.q.data;
-    const void* from_v = read ? reinterpret_cast<const void*>(v + token * g.v_token_stride * 2 + unit * 16) : p.q.data;
-    arch::CpAsync16(stage.At(at), from_k, read ? 16 : 0);
-    arch::CpAsync16(stage.At(Stage<kHeadSize>::kRoleUnits + at), from_v, read ? 16 : 0);
+    const uint64_t from_k = k + token * g.k_token_stride * kSize + unit * 16;
+    const uint64_t from_v = v + token * g.v_token_stride * kSize + unit * 16;
+    arch::CpAsync16(stage.At(at), read ? reinterpret_cast<const void*>(from_k) : p.q.data, read ? 16 : 0);
+    arch::CpAsync16(stage.At(Stage<Kv, kHeadSize>::kRoleUnits + at),
+                    read ? reinterpret_cast<const void*>(from_v) : p.q.data, read ? 16 : 0);
   }
   return result;
 }
 
-// Copies the tile's query rows to shared memory; rows beyond the item's become zeros.
-template <int kHeadSize>
+// Copies the tile's query rows to shared memory; rows beyond the item's become zeros. Of 16 dims those that lie in the
+// lower halves of K's registers go first where K is float8 (MmaTile).
+template <typename Tile>
 HG_DEVICE void LoadQuery(const AttendParams& p, const AttendItem& item, int kv_head, int first_row, int rows,
                          arch::Shared<arch::Vec16> to, int thread, int threads) {
-  constexpr int kUnits = TileRows<kHeadSize>::kUnits;
+  using Rows = TileRows<typename Tile::T, Tile::kHeadSize>;
+  constexpr int kPairs = Rows::kUnits / 2;  // of units: 16 dims
   const int group = p.query_heads / p.geometry.kv_heads;
-  for (int i = thread; i < rows * kUnits; i += threads) {
-    const int row = first_row + i / kUnits;
+  for (int i = thread; i < rows * kPairs; i += threads) {
+    const int row = first_row + i / kPairs;
     const int token = row / group, head = kv_head * group + row % group;
-    arch::Vec16 x = {};
+    arch::Vec16 x = {}, y = {};
     if (token < item.num_tokens) {
       const int64_t at = (item.first_token + token) * p.q.token_stride + head * p.q.head_stride;
-      x = arch::LoadOnce16(static_cast<const char*>(p.q.data) + at * 2 + i % kUnits * 16);
+      const char* const from = static_cast<const char*>(p.q.data) + at * 2 + i % kPairs * 32;
+      x = arch::LoadOnce16(from);
+      y = arch::LoadOnce16(from + 16);
     }
-    to.Store(i / kUnits * TileRows<kHeadSize>::kStride + i % kUnits, x);
+    const auto pair = to.At(i / kPairs * Rows::kStride + i % kPairs * 2);
+    if constexpr (kIsFp8<typename Tile::Kv>) {
+      pair.Store(0, {x.x[0], x.x[2], y.x[0], y.x[2]});
+      pair.Store(1, {x.x[1], x.x[3], y.x[1], y.x[3]});
+    } else {
+      pair.Store(0, x);
+      pair.Store(1, y);
+    }
   }
 }
 

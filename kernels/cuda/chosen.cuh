@@ -9,15 +9,15 @@
 namespace hybridgen::cuda {
 
 // Starts to copy V rows [16 * chunk, +16) of `count` into a stage by one warp; the rows beyond become zeros.
-template <int kHeadSize>
-HG_DEVICE void LoadChosen(const uint16_t* v, int chunk, int count, arch::Shared<arch::Vec16> stage) {
-  constexpr int kUnits = TileRows<kHeadSize>::kUnits;
+template <typename Kv, int kHeadSize>
+HG_DEVICE void LoadChosen(const char* v, int chunk, int count, arch::Shared<arch::Vec16> stage) {
+  constexpr int kUnits = TileRows<Kv, kHeadSize>::kUnits;
   for (int i = arch::LaneIndex(); i < kChunkTokens * kUnits; i += arch::kWarpSize) {
     const int row = i / kUnits, unit = i % kUnits;
     const int from = chunk * kChunkTokens + row;
     const bool read = from < count;
-    arch::CpAsync16(stage.At(Stage<kHeadSize>::kRoleUnits + row * TileRows<kHeadSize>::kStride + unit),
-                    v + (read ? from * kHeadSize + unit * 8 : 0), read ? 16 : 0);
+    arch::CpAsync16(stage.At(Stage<Kv, kHeadSize>::kRoleUnits + row * TileRows<Kv, kHeadSize>::kStride + unit),
+                    v + (read ? (from * kUnits + unit) * 16 : 0), read ? 16 : 0);
   }
 }
 
@@ -25,6 +25,7 @@ HG_DEVICE void LoadChosen(const uint16_t* v, int chunk, int count, arch::Shared<
 template <typename Tile>
 HG_KERNEL HG_LAUNCH_BOUNDS(DecodeShape<Tile>::kThreads) ChosenKernel(ChosenParams c) {
   using Shape = DecodeShape<Tile>;
+  using Kv = typename Tile::Kv;
   constexpr int kHeadSize = Tile::kHeadSize;
   const AttendParams& p = c.attend;
   const arch::Index3 block = arch::BlockIndex();
@@ -40,14 +41,14 @@ HG_KERNEL HG_LAUNCH_BOUNDS(DecodeShape<Tile>::kThreads) ChosenKernel(ChosenParam
   const auto stage = [&](int i) { return stages.At(i % Shape::kStages * (Shape::kStageBytes / 16)); };
   const int64_t set = static_cast<int64_t>(block.x) * p.geometry.kv_heads + kv_head;
   const int count = c.counts[set];
-  const uint16_t* const v = static_cast<const uint16_t*>(c.v) + set * c.capacity * kHeadSize;
+  const char* const v = static_cast<const char*>(c.v) + set * c.capacity * kHeadSize * static_cast<int>(sizeof(Kv));
   const float* const logits = c.logits + static_cast<int64_t>(block.x) * p.max_item_tokens * p.query_heads * c.capacity;
 
   // Chunk i of this warp is chunk warp + i * kWarps of the set.
   const int all = (count + kChunkTokens - 1) / kChunkTokens;
   const int chunks = (all - warp + Shape::kWarps - 1) / Shape::kWarps;
   const auto load = [&](int i) {
-    if (i < chunks) LoadChosen<kHeadSize>(v, warp + i * Shape::kWarps, count, stage(i));
+    if (i < chunks) LoadChosen<Kv, kHeadSize>(v, warp + i * Shape::kWarps, count, stage(i));
     arch::CpAsyncCommit();
   };
   Tile tile;

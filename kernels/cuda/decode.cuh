@@ -16,8 +16,8 @@ struct DecodeShape {
   static constexpr int kWarps = kHeadSize <= 128 ? 4 : 2;  // a block's stages then fit the 99 KiB of sm_120
   static constexpr int kThreads = kWarps * arch::kWarpSize;
   static constexpr int kStages = 2;
-  static constexpr int kQueryBytes = TileRows<kHeadSize>::Bytes(Tile::kRows);
-  static constexpr int kStageBytes = Stage<kHeadSize>::kBytes;
+  static constexpr int kQueryBytes = TileRows<typename Tile::T, kHeadSize>::Bytes(Tile::kRows);
+  static constexpr int kStageBytes = Stage<typename Tile::Kv, kHeadSize>::kBytes;
   static constexpr int kSharedBytes = kQueryBytes + kWarps * kStages * kStageBytes;
   // Joining: o [warp][row][kJoinStride], then max and sum [warp][row], float32.
   static constexpr int kJoinStride = kHeadSize + 8;
@@ -27,7 +27,7 @@ struct DecodeShape {
 };
 
 // o and lse of the block's rows from the tiles of its warps:
-//   m = max(max_w, sink); w = e^(max_w - m); o = sum w o_w / L; L = sum w sum_w + e^(sink - m); lse = m + ln L.
+//   m = max(max_w, sink); w = e^(max_w - m); o = v_scale sum w o_w / L; L = sum w sum_w + e^(sink - m); lse = m + ln L.
 // No warp may be using its stages any more.
 template <typename Tile>
 HG_DEVICE void JoinWarps(const AttendParams& p, const AttendItem& item, int kv_head, int first_row, Tile& tile) {
@@ -68,7 +68,7 @@ HG_DEVICE void JoinWarps(const AttendParams& p, const AttendItem& item, int kv_h
       low += weight * o.Load(at * Shape::kJoinStride + dim);
       high += weight * o.Load(at * Shape::kJoinStride + dim + 1);
     }
-    const float scale = m == kEmptyLse ? 0.0f : 1.0f / total;
+    const float scale = m == kEmptyLse ? 0.0f : p.v_scale / total;
     const RowSink to = SinkOf(p, item, kv_head, first_row + row);
     StorePair<typename Tile::T>(to, dim, low * scale, high * scale);
     if (dim == 0) {
@@ -106,14 +106,14 @@ HG_KERNEL HG_LAUNCH_BOUNDS(DecodeShape<Tile>::kThreads) DecodeKernel(AttendParam
   };
   const auto load = [&](int i, const KvPage& page) {
     const int chunk = (warp + i * Shape::kWarps) % page_chunks;
-    return LoadChunk<kHeadSize>(p, page, chunk, kv_head, seen, stage(i), lane, arch::kWarpSize);
+    return LoadChunk<typename Tile::Kv, kHeadSize>(p, page, chunk, kv_head, seen, stage(i), lane, arch::kWarpSize);
   };
 
   Chunk next;
   if (chunks > 0) next = load(0, page_of(0));
   arch::CpAsyncCommit();
   KvPage page = page_of(1);
-  LoadQuery<kHeadSize>(p, item, kv_head, first_row, Tile::kRows, q, arch::ThreadIndex(), Shape::kThreads);
+  LoadQuery<Tile>(p, item, kv_head, first_row, Tile::kRows, q, arch::ThreadIndex(), Shape::kThreads);
   Tile tile;
   tile.Clear();
   tile.LoadRanges(p, item, kv_head, first_row);

@@ -14,17 +14,19 @@
 
 namespace hybridgen::cuda {
 
-// f(Type<Tile>) for the tile that takes `rows` query rows of T. Up to 4 rows the multiply-adds of 16-bit K and V are
-// cheaper than their bytes on every GPU in question (docs/cuda_kernels.md), and weights stay float32; from there on
-// tensor cores.
-template <typename T, int kHeadSize, typename F>
+// f(Type<Tile>) for the tile that takes `rows` query rows of T over K and V of Kv. Up to 4 rows the multiply-adds of
+// 16-bit K and V are cheaper than their bytes on every GPU in question (docs/cuda_kernels.md), and weights stay
+// float32; from there on, and for float8, tensor cores.
+template <typename T, typename Kv, int kHeadSize, typename F>
 LaunchStatus DispatchTile(int rows, F f) {
-  if (rows == 1) return f(Type<VectorTile<T, kHeadSize, 1>>());
-  if (rows <= 4) return f(Type<VectorTile<T, kHeadSize, 4>>());
-  return f(Type<MmaTile<T, kHeadSize>>());
+  if constexpr (!kIsFp8<Kv>) {
+    if (rows == 1) return f(Type<VectorTile<T, kHeadSize, 1>>());
+    if (rows <= 4) return f(Type<VectorTile<T, kHeadSize, 4>>());
+  }
+  return f(Type<MmaTile<T, Kv, kHeadSize>>());
 }
 
-template <typename T, typename F>
+template <typename F>
 LaunchStatus DispatchHeadSize(int head_size, F f) {
   switch (head_size) {
     case 64:
@@ -41,10 +43,11 @@ LaunchStatus DispatchHeadSize(int head_size, F f) {
 // Query rows of the largest item, of one KV head.
 inline int MaxRows(const AttendParams& p) { return p.max_item_tokens * (p.query_heads / p.geometry.kv_heads); }
 
-template <typename T, typename F>
+template <typename T, typename Kv, typename F>
 LaunchStatus DispatchDecode(const AttendParams& p, F f) {
-  return DispatchHeadSize<T>(
-      p.geometry.head_size, [&](auto head_size) { return DispatchTile<T, decltype(head_size)::value>(MaxRows(p), f); });
+  return DispatchHeadSize(p.geometry.head_size, [&](auto head_size) {
+    return DispatchTile<T, Kv, decltype(head_size)::value>(MaxRows(p), f);
+  });
 }
 
 }  // namespace hybridgen::cuda

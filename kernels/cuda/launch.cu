@@ -16,55 +16,72 @@ LaunchStatus LaunchRepack(const RepackParams& p, CUstream_st* stream) {
   if (status != LaunchStatus::kOk) return status;
   const PageGeometry& g = p.geometry;
   const dim3 grid(p.num_jobs * (g.page_tokens / kPackedTokenGroup), g.kv_heads, 2);
-  return DispatchElement(g.dtype, [&](auto element) {
+  return DispatchRepack(g.dtype, [&](auto element) {
     return Enqueue(&RepackKernel<typename decltype(element)::type, kDirection>, p, grid, kRepackThreads,
-                   RepackSharedBytes(g.head_size), stream);
+                   RepackSharedBytes(g.dtype, g.head_size), stream);
+  });
+}
+
+// What moves pages and is attended for a pair of element types.
+LaunchStatus LoadElements(DType dtype, DType kv) {
+  return DispatchElements(dtype, kv, [&](auto element, auto kv_element) {
+    using T = typename decltype(element)::type;
+    using Kv = typename decltype(kv_element)::type;
+    // The kernels that move data need no more shared memory than any kernel has; being asked for loads them.
+    const LaunchStatus write = Prepare(&WriteKvKernel<T, Kv>, 0);
+    if (write != LaunchStatus::kOk) return write;
+    const LaunchStatus repack = DispatchRepack(kv, [&](auto moved) {
+      using Moved = typename decltype(moved)::type;
+      const int shared = RepackSharedBytes(kv, kMaxHeadSize);
+      const LaunchStatus pack = Prepare(&RepackKernel<Moved, Repack::kPack>, shared);
+      return pack != LaunchStatus::kOk ? pack : Prepare(&RepackKernel<Moved, Repack::kUnpack>, shared);
+    });
+    return repack != LaunchStatus::kOk ? repack : AttendLauncher<T, Kv>::Load();
   });
 }
 
 }  // namespace
 
 LaunchStatus LoadKernels() {
-  // The kernels that move data need no more shared memory than any kernel has; being asked for loads them.
-  for (const LaunchStatus status :
-       {Prepare(&WriteKvKernel, 0), Prepare(&MergeKernel, 0),
-        Prepare(&RepackKernel<arch::Float16, Repack::kPack>, RepackSharedBytes(kMaxHeadSize)),
-        Prepare(&RepackKernel<arch::Float16, Repack::kUnpack>, RepackSharedBytes(kMaxHeadSize)),
-        Prepare(&RepackKernel<arch::BFloat16, Repack::kPack>, RepackSharedBytes(kMaxHeadSize)),
-        Prepare(&RepackKernel<arch::BFloat16, Repack::kUnpack>, RepackSharedBytes(kMaxHeadSize)),
-        AttendLauncher<arch::Float16>::Load(), AttendLauncher<arch::BFloat16>::Load()}) {
-    if (status != LaunchStatus::kOk) return status;
+  LaunchStatus status = Prepare(&MergeKernel, 0);
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    for (const DType kv : {dtype, DType::kFloat8E4M3, DType::kFloat8E5M2}) {
+      if (status == LaunchStatus::kOk) status = LoadElements(dtype, kv);
+    }
   }
-  return LaunchStatus::kOk;
+  return status;
 }
 
 LaunchStatus LaunchWriteKv(const WriteKvParams& p, CUstream_st* stream) {
   const LaunchStatus status = Check(p);
   if (status != LaunchStatus::kOk) return status;
-  return Enqueue(&WriteKvKernel, p, dim3(WriteKvBlocks(p)), kWriteKvThreads, 0, stream);
+  return DispatchElements(p.dtype, p.geometry.dtype, [&](auto element, auto kv) {
+    return Enqueue(&WriteKvKernel<typename decltype(element)::type, typename decltype(kv)::type>, p,
+                   dim3(WriteKvBlocks(p)), kWriteKvThreads, 0, stream);
+  });
 }
 
 LaunchStatus LaunchDecode(const AttendParams& p, CUstream_st* stream) {
   const LaunchStatus status = Check(p);
   if (status != LaunchStatus::kOk) return status;
-  return DispatchElement(p.geometry.dtype, [&](auto element) {
-    return AttendLauncher<typename decltype(element)::type>::Decode(p, stream);
+  return DispatchElements(p.dtype, p.geometry.dtype, [&](auto element, auto kv) {
+    return AttendLauncher<typename decltype(element)::type, typename decltype(kv)::type>::Decode(p, stream);
   });
 }
 
 LaunchStatus LaunchPrefill(const AttendParams& p, CUstream_st* stream) {
   const LaunchStatus status = Check(p);
   if (status != LaunchStatus::kOk) return status;
-  return DispatchElement(p.geometry.dtype, [&](auto element) {
-    return AttendLauncher<typename decltype(element)::type>::Prefill(p, stream);
+  return DispatchElements(p.dtype, p.geometry.dtype, [&](auto element, auto kv) {
+    return AttendLauncher<typename decltype(element)::type, typename decltype(kv)::type>::Prefill(p, stream);
   });
 }
 
 LaunchStatus LaunchChosen(const ChosenParams& p, CUstream_st* stream) {
   const LaunchStatus status = Check(p);
   if (status != LaunchStatus::kOk) return status;
-  return DispatchElement(p.attend.geometry.dtype, [&](auto element) {
-    return AttendLauncher<typename decltype(element)::type>::Chosen(p, stream);
+  return DispatchElements(p.attend.dtype, p.attend.geometry.dtype, [&](auto element, auto kv) {
+    return AttendLauncher<typename decltype(element)::type, typename decltype(kv)::type>::Chosen(p, stream);
   });
 }
 

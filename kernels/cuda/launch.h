@@ -11,8 +11,8 @@ namespace hybridgen::cuda {
 
 enum class LaunchStatus : uint8_t {
   kOk,
-  kUnsupportedDType,     // of K, V and q: float16 and bfloat16
-  kUnsupportedHeadSize,  // 64, 96, 128, 256; data movement: a multiple of 8 up to 512
+  kUnsupportedDType,     // of q and new keys: float16 and bfloat16; of pages: the same, or float8
+  kUnsupportedHeadSize,  // 64, 96, 128, 256; data movement: a multiple of 8 (float8: 16) up to 512
   kUnsupportedPage,      // page_tokens is a multiple of 16 (writing: positive)
   kUnsupportedGroup,     // query heads are a multiple of KV heads
   kMisaligned,           // a pointer or stride is not a multiple of 16 bytes

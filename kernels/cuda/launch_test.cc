@@ -9,7 +9,7 @@ namespace {
 
 AttendParams Attend() {
   AttendParams p;
-  p.geometry.dtype = DType::kBFloat16;
+  p.dtype = p.geometry.dtype = DType::kBFloat16;
   p.geometry.page_tokens = 16;
   p.geometry.kv_heads = 1;
   p.geometry.head_size = 128;

@@ -8,12 +8,20 @@
 
 namespace hybridgen::cuda {
 
-// P is rounded to T for the second product, as K and V are of T; the denominator sums unrounded weights. A NaN in V
-// makes all 16 rows NaN, also those that do not see its token (0 * NaN).
-template <typename Element, int kDims>
+// P is rounded to T for the second product, as K and V are of T or become so in registers; the denominator sums
+// unrounded weights. A NaN in V makes all 16 rows NaN, also those that do not see its token (0 * NaN).
+//
+// Float8 is read from shared memory by the same instructions, which take two of its elements for one of 16 bits:
+//   K   A lane gets dims 4t + {0, 1, 2, 3} of a token where the product wants 2t + {0, 1} and 2t + {8, 9} (t = lane %
+//   4).
+//       The order of dims in a sum is free: the queries' are permuted to match when they are loaded (LoadQuery).
+//   V   Transposed are pairs of dims: a lane gets dims 2g + {0, 1} of tokens 2t + {0, 1} (g = lane / 4). The lower
+//       bytes are the operand for the even dims of 16, the upper for the odd.
+template <typename Element, typename KvElement, int kDims>
 class MmaTile {
  public:
   using T = Element;
+  using Kv = KvElement;
   static constexpr int kHeadSize = kDims;
   static constexpr int kRows = 16;
 
@@ -38,19 +46,32 @@ class MmaTile {
 
   HG_DEVICE void Attend(const AttendParams& p, arch::Shared<arch::Vec16> q, arch::Shared<arch::Vec16> stage,
                         const Chunk& chunk) {
-    constexpr int kStride = TileRows<kDims>::kStride;
+    constexpr int kQueryStride = TileRows<T, kDims>::kStride, kStride = TileRows<Kv, kDims>::kStride;
+    constexpr int kSteps = sizeof(T) / sizeof(Kv);  // of 16 dims, in two units of K
     const int lane = arch::LaneIndex();
 
     // s[n]: the lane's 2 x 2 products with tokens 8n + [0, 8).
     float s[2][4] = {};
     HG_UNROLL
-    for (int k = 0; k < kDims / 16; ++k) {
-      uint32_t a[4], b[4];
-      arch::LdMatrixX4(a, q.At(lane % 16 * kStride + 2 * k + lane / 16));
-      arch::LdMatrixX4(b, stage.At((lane / 16 * 8 + lane % 8) * kStride + 2 * k + lane / 8 % 2));
-      const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
-      arch::Mma<T>(s[0], a, b0);
-      arch::Mma<T>(s[1], a, b1);
+    for (int unit = 0; unit < TileRows<Kv, kDims>::kUnits; unit += 2) {
+      uint32_t k[4];
+      arch::LdMatrixX4(k, stage.At((lane / 16 * 8 + lane % 8) * kStride + unit + lane / 8 % 2));
+      HG_UNROLL
+      for (int step = 0; step < kSteps; ++step) {
+        uint32_t a[4];
+        arch::LdMatrixX4(a, q.At(lane % 16 * kQueryStride + kSteps * unit + 2 * step + lane / 16));
+        HG_UNROLL
+        for (int n = 0; n < 2; ++n) {
+          if constexpr (kIsFp8<Kv>) {
+            const uint32_t x = k[2 * n + step];
+            const uint32_t b[2] = {WidenPair<T, Kv>(x), WidenPair<T, Kv>(x >> 16)};
+            arch::Mma<T>(s[n], a, b);
+          } else {
+            const uint32_t b[2] = {k[2 * n], k[2 * n + 1]};
+            arch::Mma<T>(s[n], a, b);
+          }
+        }
+      }
     }
 
     const int position = chunk.position + lane % 4 * 2;
@@ -86,14 +107,21 @@ class MmaTile {
       for (int lanes = 1; lanes < 4; lanes *= 2) sum += arch::ShflXor(arch::kFullMask, sum, lanes);
       f(lane / 4 + 8 * h, max_[h], sum, lane % 4 == 0);
       HG_UNROLL
-      for (int i = 0; i < kDims / 8; ++i) g(lane / 4 + 8 * h, i * 8 + lane % 4 * 2, acc_[i][2 * h], acc_[i][2 * h + 1]);
+      for (int i = 0; i < kDims / 8; ++i) {
+        if constexpr (kIsFp8<Kv>) {
+          const int dim = i / 2 * 16 + lane % 4 * 4 + i % 2 * 2, j = 2 * h + i % 2;
+          g(lane / 4 + 8 * h, dim, acc_[i / 2 * 2][j], acc_[i / 2 * 2 + 1][j]);
+        } else {
+          g(lane / 4 + 8 * h, i * 8 + lane % 4 * 2, acc_[i][2 * h], acc_[i][2 * h + 1]);
+        }
+      }
     }
   }
 
  private:
   // Logits of one chunk, and its V in the stage, into the running state.
   HG_DEVICE void Fold(float (&s)[2][4], arch::Shared<arch::Vec16> stage) {
-    constexpr int kStride = TileRows<kDims>::kStride;
+    constexpr int kStride = TileRows<Kv, kDims>::kStride;
     const int lane = arch::LaneIndex();
     float decay[2];
     HG_UNROLL
@@ -123,19 +151,29 @@ class MmaTile {
     // S's registers are where the first operand of the next product wants them.
     const uint32_t weights[4] = {arch::Pack2<T>(s[0][0], s[0][1]), arch::Pack2<T>(s[0][2], s[0][3]),
                                  arch::Pack2<T>(s[1][0], s[1][1]), arch::Pack2<T>(s[1][2], s[1][3])};
-    const auto v = stage.At(Stage<kDims>::kRoleUnits);
-    HG_UNROLL
-    for (int n = 0; n < kDims / 16; ++n) {
-      uint32_t b[4];
-      arch::LdMatrixX4Trans(b, v.At(lane % 16 * kStride + 2 * n + lane / 16));
-      const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
+    const auto add = [&](float(&acc)[4], uint32_t low, uint32_t high) {
       HG_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        acc_[2 * n][i] *= decay[i / 2];
-        acc_[2 * n + 1][i] *= decay[i / 2];
+      for (int i = 0; i < 4; ++i) acc[i] *= decay[i / 2];
+      const uint32_t b[2] = {low, high};
+      arch::Mma<T>(acc, weights, b);
+    };
+    const auto stage_v = stage.At(Stage<Kv, kDims>::kRoleUnits);
+    HG_UNROLL
+    for (int unit = 0; unit < TileRows<Kv, kDims>::kUnits; unit += 2) {
+      uint32_t v[4];
+      arch::LdMatrixX4Trans(v, stage_v.At(lane % 16 * kStride + unit + lane / 16));
+      HG_UNROLL
+      for (int u = 0; u < 2; ++u) {
+        if constexpr (kIsFp8<Kv>) {
+          // Lower bytes to the lower half, upper to the upper.
+          const uint32_t first = arch::BytePermute(v[2 * u], 0, 0x3120);
+          const uint32_t second = arch::BytePermute(v[2 * u + 1], 0, 0x3120);
+          add(acc_[2 * (unit + u)], WidenPair<T, Kv>(first), WidenPair<T, Kv>(second));
+          add(acc_[2 * (unit + u) + 1], WidenPair<T, Kv>(first >> 16), WidenPair<T, Kv>(second >> 16));
+        } else {
+          add(acc_[unit + u], v[2 * u], v[2 * u + 1]);
+        }
       }
-      arch::Mma<T>(acc_[2 * n], weights, b0);
-      arch::Mma<T>(acc_[2 * n + 1], weights, b1);
     }
   }
 
@@ -143,7 +181,8 @@ class MmaTile {
   RowRange range_[2];
   float max_[2];
   float sum_[2];
-  float acc_[kDims / 8][4];  // dims 8i + 2 * (lane % 4) + {0, 1} of both rows
+  // Dims 8i + 2 * (lane % 4) + {0, 1} of both rows; float8: 16 * (i / 2) + 4 * (lane % 4) + {0, 2} + i % 2.
+  float acc_[kDims / 8][4];
 };
 
 }  // namespace hybridgen::cuda

@@ -1,5 +1,6 @@
 // Arguments of the CUDA kernels, as plain data: what a plan made on the host hands to the device.
 //
+// geometry.dtype is that of K and V in pages: the `dtype` of q, o and new keys, or one of float8.
 // All pointers are device addresses (or mapped host memory where said so). Strides are in elements, dims are
 // contiguous, and every row of K, V, q, o is aligned to 16 bytes: the launchers refuse what is not. A plan may assume
 // that kernels read nothing but what its pages, items and ranges name.
@@ -23,8 +24,11 @@ struct Rows {
 
 // Writes each token's K and V to its slot of the engine's tensor.
 struct WriteKvParams {
-  Rows key;  // [token][kv_head][dim], of geometry.dtype
+  Rows key;  // [token][kv_head][dim], of dtype
   Rows value;
+  DType dtype = DType::kFloat32;
+  float k_scale = 1.0f;  // of float8 pages: stored = float8(x / scale), the quotient rounded to float32 first
+  float v_scale = 1.0f;
   int num_tokens = 0;
   // [num_tokens] page * page_tokens + offset in the page; negative: the token is not written.
   const int64_t* slots = nullptr;
@@ -55,7 +59,8 @@ struct Partials {
 constexpr uint32_t kStatusInfiniteLogit = 1;  // a logit was +inf; outputs of that row are unspecified
 
 struct AttendParams {
-  Rows q;  // [token][query head][dim], of geometry.dtype
+  Rows q;  // [token][query head][dim], of dtype
+  DType dtype = DType::kFloat32;
   int query_heads = 0;
   PageGeometry geometry;  // kStrided, or what the pages' kernel reads
   const KvPage* pages = nullptr;
@@ -68,12 +73,13 @@ struct AttendParams {
   const int32_t* kv_begin = nullptr;
   const int32_t* kv_end = nullptr;
   const int32_t* position = nullptr;
-  float scale = 1.0f;                   // logit = scale * q.k, then soft cap, then ALiBi
-  float soft_cap = 0.0f;                // > 0: logit = cap * tanh(logit / cap)
+  float scale = 1.0f;     // logit = scale * q.k, then soft cap, then ALiBi; with the K scale of float8 in it
+  float v_scale = 1.0f;   // o is multiplied by it: the V scale of float8
+  float soft_cap = 0.0f;  // > 0: logit = cap * tanh(logit / cap)
   const float* alibi_slopes = nullptr;  // null or [query_heads]: logit += slope * (key position - query position)
   const float* sinks = nullptr;         // null or [query_heads]
   Partials partials;
-  Rows o;  // [token][query head][dim], of geometry.dtype
+  Rows o;  // [token][query head][dim], of dtype
   uint32_t* status = nullptr;
 };
 
@@ -81,8 +87,8 @@ struct AttendParams {
 // partial, which the merge joins with the device's in one softmax. What was left out is a further partial (o, log of
 // its mass).
 struct ChosenParams {
-  // Of these: items (their pages are not looked at), query_heads, geometry (dtype, kv_heads, head_size), sinks,
-  // partials, o, status.
+  // Of these: items (their pages are not looked at), dtype, query_heads, geometry (dtype, kv_heads, head_size),
+  // v_scale, sinks, partials, o, status.
   AttendParams attend;
   int capacity = 0;                 // keys that each (item, KV head) has room for
   const int32_t* counts = nullptr;  // [item][kv_head] chosen keys, up to capacity

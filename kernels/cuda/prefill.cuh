@@ -18,8 +18,8 @@ struct PrefillShape {
   static constexpr int kRows = kWarps * Tile::kRows;
   static constexpr int kChunks = kHeadSize <= 128 ? 4 : 2;  // of 16 tokens, loaded at a time
   static constexpr int kStages = 2;
-  static constexpr int kQueryBytes = TileRows<kHeadSize>::Bytes(kRows);
-  static constexpr int kChunkBytes = Stage<kHeadSize>::kBytes;
+  static constexpr int kQueryBytes = TileRows<typename Tile::T, kHeadSize>::Bytes(kRows);
+  static constexpr int kChunkBytes = Stage<typename Tile::Kv, kHeadSize>::kBytes;
   static constexpr int kSharedBytes = kQueryBytes + kStages * kChunks * kChunkBytes;
   static_assert(kSharedBytes <= 99 * 1024, "what a block of sm_120 has");
 };
@@ -69,18 +69,18 @@ HG_KERNEL HG_LAUNCH_BOUNDS(PrefillShape<Tile>::kThreads) PrefillKernel(AttendPar
   const int turns = chunks > 0 ? (chunks + Shape::kChunks - 1) / Shape::kChunks : 0;
   const auto load = [&](int turn) {
     for (int i = turn * Shape::kChunks; i < (turn + 1) * Shape::kChunks && i < chunks; ++i) {
-      LoadChunk<kHeadSize>(p, pages[first_page + i / page_chunks], i % page_chunks, kv_head, seen, chunk_at(i),
-                           arch::ThreadIndex(), Shape::kThreads);
+      LoadChunk<typename Tile::Kv, kHeadSize>(p, pages[first_page + i / page_chunks], i % page_chunks, kv_head, seen,
+                                              chunk_at(i), arch::ThreadIndex(), Shape::kThreads);
     }
     arch::CpAsyncCommit();
   };
 
   load(0);
-  LoadQuery<kHeadSize>(p, item, kv_head, first_row, Shape::kRows, q, arch::ThreadIndex(), Shape::kThreads);
+  LoadQuery<Tile>(p, item, kv_head, first_row, Shape::kRows, q, arch::ThreadIndex(), Shape::kThreads);
   Tile tile;
   tile.Clear();
   tile.LoadRanges(p, item, kv_head, warp_row);
-  const auto warp_q = q.At(arch::WarpIndex() * Tile::kRows * TileRows<kHeadSize>::kStride);
+  const auto warp_q = q.At(arch::WarpIndex() * Tile::kRows * TileRows<typename Tile::T, kHeadSize>::kStride);
   for (int turn = 0; turn < turns; ++turn) {
     load(turn + 1);
     arch::CpAsyncWait<1>();
@@ -102,7 +102,7 @@ HG_KERNEL HG_LAUNCH_BOUNDS(PrefillShape<Tile>::kThreads) PrefillKernel(AttendPar
         const float m = sink > max ? sink : max;
         const float decay = arch::Exp2((max - Reference(m)) * arch::kLog2E);
         const float total = sum * decay + arch::Exp2((sink - Reference(m)) * arch::kLog2E);
-        scale = m == kEmptyLse ? 0.0f : decay / total;
+        scale = m == kEmptyLse ? 0.0f : p.v_scale * decay / total;
         if (!first) return;
         const RowSink to = SinkOf(p, item, kv_head, warp_row + row);
         if (to.lse != nullptr) *to.lse = m == kEmptyLse ? kEmptyLse : m + arch::Log(total);

@@ -11,8 +11,12 @@ namespace hybridgen::cuda {
 
 constexpr int kRepackThreads = 128;
 
+// Elements of a unit of 16 bytes.
+template <typename T>
+constexpr int kUnitElements = 16 / sizeof(T);
+
 // Where unit `unit` of a packed group of 16 tokens lies: its first element's token and dim, and the step to the next of
-// its 8 elements. In K a unit is `lane` dims of 8 / lane tokens, in V `lane` tokens of 8 / lane dims; the elements of
+// its n elements. In K a unit is `lane` dims of n / lane tokens, in V `lane` tokens of n / lane dims; the elements of
 // the stored-together direction run fastest.
 struct PackedUnit {
   int token;
@@ -21,17 +25,15 @@ struct PackedUnit {
 
 // Units of the group in the order of memory: K runs over all tokens of a dim pair, then the next pair; V over 16 dims
 // of a token pair, then the next pair of the group, then the next 16 dims.
-template <KvRole kRole, int kLane>
+template <typename T, KvRole kRole>
 HG_DEVICE PackedUnit UnitOf(int unit) {
-  if constexpr (kRole == KvRole::kKey) {
-    constexpr int kUnits = 2 * kLane;  // of 16 tokens x kLane dims
-    return {unit % kUnits * (8 / kLane), unit / kUnits * kLane};
-  } else {
-    constexpr int kUnits = 2 * kLane;  // of 16 dims x kLane tokens
-    const int run = unit / kUnits;
-    return {run % (kPackedTokenGroup / kLane) * kLane,
-            run / (kPackedTokenGroup / kLane) * kPackedDimGroup + unit % kUnits * (8 / kLane)};
-  }
+  constexpr int kLane = PackedLane(T::kDType);
+  constexpr int kStep = kUnitElements<T> / kLane;
+  constexpr int kUnits = 16 / kStep;  // of 16 tokens x kLane dims in K, 16 dims x kLane tokens in V
+  const int run = unit / kUnits;
+  if constexpr (kRole == KvRole::kKey) return {unit % kUnits * kStep, run * kLane};
+  return {run % (kPackedTokenGroup / kLane) * kLane,
+          run / (kPackedTokenGroup / kLane) * kPackedDimGroup + unit % kUnits * kStep};
 }
 
 // Element i of a unit, relative to its first.
@@ -44,37 +46,43 @@ HG_DEVICE PackedUnit ElementOf(int i) {
 enum class Repack { kPack, kUnpack };
 
 // Shared memory: 16 rows of the padded head size, each followed by one unit, which keeps column accesses off one bank.
-HG_DEVICE int RepackRow(int head_size) { return PaddedHeadSize(head_size) + 8; }  // elements
-inline int RepackSharedBytes(int head_size) {
-  return kPackedTokenGroup * (PaddedHeadSize(head_size) + 8) * static_cast<int>(sizeof(uint16_t));
+template <typename T>
+HG_DEVICE int RepackRow(int head_size) {  // elements
+  return PaddedHeadSize(head_size) + kUnitElements<T>;
+}
+inline int RepackSharedBytes(DType dtype, int head_size) {
+  return kPackedTokenGroup * (PaddedHeadSize(head_size) * static_cast<int>(DTypeSize(dtype)) + 16);
 }
 
 // Tokens from job.num_tokens on are zeros in a packed page and left alone in a strided one. The padding of a head is
 // zeros in a packed page.
 template <typename T, Repack kDirection, KvRole kRole>
 HG_DEVICE void RepackGroup(const PageGeometry& g, const RepackJob& job, int group, int head) {
+  using Bits = decltype(T::bits);
+  constexpr int kElements = kUnitElements<T>;
   constexpr int kLane = PackedLane(T::kDType);
-  const int row = RepackRow(g.head_size);
+  constexpr int kWordElements = kElements / 4;
+  const int row = RepackRow<T>(g.head_size);
   const int padded = PaddedHeadSize(g.head_size);
   const int tokens = job.num_tokens - group * kPackedTokenGroup;  // valid in this group, if positive
-  const auto tile = arch::DynamicShared<uint16_t>(0);
+  const auto tile = arch::DynamicShared<Bits>(0);
 
   const bool key = kRole == KvRole::kKey;
   const int64_t token_stride = key ? g.k_token_stride : g.v_token_stride;
   const int64_t head_stride = key ? g.k_head_stride : g.v_head_stride;
-  uint16_t* strided = reinterpret_cast<uint16_t*>(key ? job.strided_k : job.strided_v) + head * head_stride +
-                      group * kPackedTokenGroup * token_stride;
-  uint16_t* packed = reinterpret_cast<uint16_t*>(key ? job.packed_k : job.packed_v);
+  Bits* strided = reinterpret_cast<Bits*>(key ? job.strided_k : job.strided_v) + head * head_stride +
+                  group * kPackedTokenGroup * token_stride;
+  Bits* packed = reinterpret_cast<Bits*>(key ? job.packed_k : job.packed_v);
 
   const auto strided_side = [&](auto move) {
-    const int row_units = padded / 8;
+    const int row_units = padded / kElements;
     for (int i = arch::ThreadIndex(); i < kPackedTokenGroup * row_units; i += kRepackThreads) {
-      move(i / row_units, i % row_units * 8);
+      move(i / row_units, i % row_units * kElements);
     }
   };
   const auto packed_side = [&](auto move) {
-    for (int i = arch::ThreadIndex(); i < kPackedTokenGroup * padded / 8; i += kRepackThreads) {
-      const PackedUnit at = UnitOf<kRole, kLane>(i);
+    for (int i = arch::ThreadIndex(); i < kPackedTokenGroup * padded / kElements; i += kRepackThreads) {
+      const PackedUnit at = UnitOf<T, kRole>(i);
       const int token = group * kPackedTokenGroup + at.token;
       const size_t offset = key ? PackedKeyOffset(T::kDType, g.page_tokens, g.head_size, head, token, at.dim)
                                 : PackedValueOffset(T::kDType, g.page_tokens, g.head_size, head, token, at.dim);
@@ -89,23 +97,24 @@ HG_DEVICE void RepackGroup(const PageGeometry& g, const RepackJob& job, int grou
       tile.At(token * row + dim).template As<arch::Vec16>().Store(0, x);
     });
     arch::SyncThreads();
-    packed_side([&](PackedUnit at, uint16_t* to) {
+    packed_side([&](PackedUnit at, Bits* to) {
       arch::Vec16 x = {};
       HG_UNROLL
-      for (int i = 0; i < 8; ++i) {
+      for (int i = 0; i < kElements; ++i) {
         const PackedUnit e = ElementOf<kRole, kLane>(i);
         const uint32_t bits = tile.Load((at.token + e.token) * row + at.dim + e.dim);
-        x.x[i / 2] |= bits << (16 * (i % 2));
+        x.x[i / kWordElements] |= bits << (32 / kWordElements * (i % kWordElements));
       }
       arch::StoreOnce16(to, x);
     });
   } else {
-    packed_side([&](PackedUnit at, const uint16_t* from) {
+    packed_side([&](PackedUnit at, const Bits* from) {
       const arch::Vec16 x = arch::LoadOnce16(from);
       HG_UNROLL
-      for (int i = 0; i < 8; ++i) {
+      for (int i = 0; i < kElements; ++i) {
         const PackedUnit e = ElementOf<kRole, kLane>(i);
-        tile.Store((at.token + e.token) * row + at.dim + e.dim, static_cast<uint16_t>(x.x[i / 2] >> (16 * (i % 2))));
+        tile.Store((at.token + e.token) * row + at.dim + e.dim,
+                   static_cast<Bits>(x.x[i / kWordElements] >> (32 / kWordElements * (i % kWordElements))));
       }
     });
     arch::SyncThreads();

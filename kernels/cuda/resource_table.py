@@ -13,10 +13,10 @@ SMS = {"80": (164 << 10, 64), "90": (228 << 10, 64), "100": (228 << 10, 64), "12
 REGISTERS = 65536
 
 
-def shape(kernel, tile, head_size, rows):
+def shape(kernel, kv, head_size, rows):
     """Threads and dynamic shared memory of a block, as DecodeShape and PrefillShape compute them."""
     row = (head_size // 8 + 1) * 16
-    chunk = 2 * 16 * row
+    chunk = 2 * 16 * (head_size // (16 if kv.startswith("Float8") else 8) + 1) * 16
     if kernel == "Prefill":
         return 128, 64 * row + 2 * (4 if head_size <= 128 else 2) * chunk
     warps = 4 if head_size <= 128 else 2
@@ -57,16 +57,19 @@ def main():
 
     for symbol in sorted(kernels, key=order):
         name = symbol
-        match = re.match(r"(\w+)Kernel<(\w+)Tile<(\w+), (\d+)(?:, (\d+))?> ?>", name)
+        # An MmaTile<T, Kv, head size> or a VectorTile<T, head size, rows>.
+        match = re.match(r"(\w+)Kernel<(?:MmaTile<(\w+), (\w+), (\d+)>|VectorTile<(\w+), (\d+), (\d+)>) ?>", name)
         if match:
-            head_size = int(match[4])
-            threads, shared = shape(match[1], match[2], head_size, int(match[5] or 16))
-            name = "%s, %s, head %d, %s" % (match[1].lower(), match[3].lower(), head_size,
-                                            "16 rows by mma" if match[2] == "Mma" else match[5] + " by vectors")
+            element, kv = (match[2], match[3]) if match[2] else (match[5], match[5])
+            head_size, rows = int(match[4] or match[6]), int(match[7] or 16)
+            threads, shared = shape(match[1], kv, head_size, rows)
+            types = element.lower() + (" over " + kv.lower() if kv != element else "")
+            name = "%s, %s, head %d, %s" % (match[1].lower(), types, head_size,
+                                            "16 rows by mma" if match[2] else "%d by vectors" % rows)
         else:
             threads, shared = 128, 0
             if "Repack" in name:
-                shared = 16 * (128 + 8) * 2
+                shared = 16 * (128 * (1 if "Float8" in name else 2) + 16)
                 name = name.replace("RepackKernel<", "").replace(", 0>", " pack").replace(", 1>", " unpack")
                 name += ", head 128"
         cells = []

@@ -1,5 +1,6 @@
 // A few query rows of one warp against chunks of 16 tokens, without tensor cores: lanes are tokens for the products
-// with K (two lanes a token), dims for the sum of V. All arithmetic is float32, the weights included.
+// with K (two lanes a token), dims for the sum of V. All arithmetic is float32, the weights included. K and V are of
+// the queries' type: with float8 MmaTile has less or little more to do even for one row (docs/cuda_kernels.md).
 #ifndef KERNELS_CUDA_VECTOR_TILE_CUH_
 #define KERNELS_CUDA_VECTOR_TILE_CUH_
 
@@ -12,6 +13,7 @@ template <typename Element, int kDims, int kTileRows>
 class VectorTile {
  public:
   using T = Element;
+  using Kv = Element;
   static constexpr int kHeadSize = kDims;
   static constexpr int kRows = kTileRows;
 
@@ -33,13 +35,13 @@ class VectorTile {
 
   HG_DEVICE void Attend(const AttendParams& p, arch::Shared<arch::Vec16> q, arch::Shared<arch::Vec16> stage,
                         const Chunk& chunk) {
-    constexpr int kStride = TileRows<kDims>::kStride;
+    constexpr int kStride = TileRows<T, kDims>::kStride;
     const int lane = arch::LaneIndex();
     const int token = lane % kChunkTokens;
 
     float s[kRows] = {};
     HG_UNROLL_BY(2)
-    for (int unit = lane / kChunkTokens; unit < TileRows<kDims>::kUnits; unit += 2) {
+    for (int unit = lane / kChunkTokens; unit < TileRows<T, kDims>::kUnits; unit += 2) {
       const arch::Vec16 k = stage.Load(token * kStride + unit);
       HG_UNROLL
       for (int r = 0; r < kRows; ++r) {
@@ -91,7 +93,7 @@ class VectorTile {
  private:
   // Logits of one chunk, of token lane % 16, and its V in the stage, into the running state.
   HG_DEVICE void Fold(float (&s)[kRows], arch::Shared<arch::Vec16> stage) {
-    constexpr int kStride = TileRows<kDims>::kStride;
+    constexpr int kStride = TileRows<T, kDims>::kStride;
     const int lane = arch::LaneIndex();
     HG_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -111,7 +113,7 @@ class VectorTile {
       }
     }
 
-    const auto v = stage.At(Stage<kDims>::kRoleUnits).template As<uint32_t>();
+    const auto v = stage.At(Stage<T, kDims>::kRoleUnits).template As<uint32_t>();
     HG_UNROLL_BY(4)
     for (int t = 0; t < kChunkTokens; ++t) {
       float weight[kRows];

@@ -25,8 +25,13 @@ bool MeasureDecode(const std::vector<std::pair<int, double>>& sdpa, Report& repo
   Cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0), "device");
   const double copy = CopyBandwidth();
   report.Add({"copy within device memory, read + write", copy * 1e-9, "GB/s", "", 0});
-  for (int group : {1, 4, 8}) {
+  for (const auto& [kv, group] : {std::pair{DType::kFloat16, 1},
+                                  {DType::kFloat16, 4},
+                                  {DType::kFloat16, 8},
+                                  {DType::kFloat8E4M3, 1},
+                                  {DType::kFloat8E4M3, 8}}) {
     Case c;
+    c.kv = kv;
     c.group = group;
     c.kv_heads = kKvHeads;
     c.length = kContext;
@@ -36,10 +41,11 @@ bool MeasureDecode(const std::vector<std::pair<int, double>>& sdpa, Report& repo
     const double seconds = Seconds([&] { problem.Attend(); });
     if (!(problem.WorstError() <= 1)) return false;
     const double rate = problem.kv_bytes() / seconds;
-    const std::string shape = "decode, 32768 tokens, 8 KV heads of 128, float16, group " + std::to_string(group);
+    const std::string shape = "decode, 32768 tokens, 8 KV heads of 128, float16 over " + std::string(DTypeName(kv)) +
+                              ", group " + std::to_string(group);
     report.Add({shape, rate * 1e-9, "GB/s", "copy", rate / copy});
     for (const auto& [sdpa_group, sdpa_seconds] : sdpa) {
-      if (sdpa_group != group) continue;
+      if (sdpa_group != group || kv != c.dtype) continue;
       const double sdpa_rate = problem.kv_bytes() / sdpa_seconds;
       report.Add({"torch SDPA, the same shape, group " + std::to_string(group), sdpa_rate * 1e-9, "GB/s",
                   "this project's decode", sdpa_rate / rate});

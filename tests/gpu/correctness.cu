@@ -13,6 +13,11 @@ struct Queries {
   int tokens;
   Case::Kernel kernel;
 };
+// Of queries and pages.
+struct Types {
+  DType dtype;
+  DType kv;
+};
 // Masks and caps.
 struct Mask {
   int window;
@@ -25,6 +30,9 @@ struct Matrix {
                    lengths = {1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 257}, splits = {1, 3};
   std::vector<Queries> queries = {{1, Case::Kernel::kDecode}, {3, Case::Kernel::kDecode}, {40, Case::Kernel::kPrefill}};
   std::vector<Mask> masks = {{0, 0.0f}, {33, 5.0f}};
+  std::vector<Types> types = {{DType::kFloat16, DType::kFloat16},    {DType::kBFloat16, DType::kBFloat16},
+                              {DType::kFloat16, DType::kFloat8E4M3}, {DType::kBFloat16, DType::kFloat8E4M3},
+                              {DType::kFloat16, DType::kFloat8E5M2}, {DType::kBFloat16, DType::kFloat8E5M2}};
 };
 
 Matrix Few() {
@@ -43,7 +51,7 @@ int CheckCorrectness(Cases cases) {
   const Matrix m = cases == Cases::kFew ? Few() : Matrix();
   int count = 0, wrong = 0;
   Case c;
-  for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+  for (const Types& types : m.types) {
     for (int head_size : m.head_sizes) {
       for (int group : m.groups) {
         for (int page : m.pages) {
@@ -52,7 +60,8 @@ int CheckCorrectness(Cases cases) {
             for (const Queries& queries : m.queries) {
               for (int splits : m.splits) {
                 for (const Mask& mask : m.masks) {
-                  c.dtype = dtype;
+                  c.dtype = types.dtype;
+                  c.kv = types.kv;
                   c.head_size = head_size;
                   c.group = group;
                   c.kv_heads = 2;

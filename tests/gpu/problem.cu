@@ -33,10 +33,10 @@ std::vector<AttendItem> Split(int pages, int splits, int first_row, bool complet
 }  // namespace
 
 std::string Case::ToString() const {
-  return std::string(DTypeName(dtype)) + ", head size " + std::to_string(head_size) + ", group " +
-         std::to_string(group) + ", pages of " + std::to_string(page_tokens) + ", length " + std::to_string(length) +
-         ", query tokens " + std::to_string(tokens) + ", splits " + std::to_string(splits) + ", window " +
-         std::to_string(window) + ", soft cap " + std::to_string(soft_cap) +
+  return std::string(DTypeName(dtype)) + " over " + DTypeName(kv) + ", head size " + std::to_string(head_size) +
+         ", group " + std::to_string(group) + ", pages of " + std::to_string(page_tokens) + ", length " +
+         std::to_string(length) + ", query tokens " + std::to_string(tokens) + ", splits " + std::to_string(splits) +
+         ", window " + std::to_string(window) + ", soft cap " + std::to_string(soft_cap) +
          (kernel == Kernel::kPrefill ? ", prefill" : ", decode");
 }
 
@@ -50,13 +50,13 @@ Problem::Problem(const Case& c, uint32_t seed)
       key_(k_),
       value_(v_),
       query_(q_),
-      cache_(static_cast<size_t>(pages_) * PageElements()),
+      cache_(static_cast<size_t>(pages_) * page_bytes()),
       output_(q_.size()),
       partial_o_(static_cast<size_t>(c.tokens) * 2 * c.splits * heads_ * c.head_size),
       partial_lse_(partial_o_.size() / c.head_size),
       status_(std::vector<uint32_t>{0}),
       place_(pages_) {
-  geometry_.dtype = c.dtype;
+  geometry_.dtype = c.kv;
   geometry_.page_tokens = c.page_tokens;
   geometry_.kv_heads = c.kv_heads;
   geometry_.head_size = c.head_size;
@@ -100,11 +100,14 @@ void Problem::Write() {
   const int64_t row = static_cast<int64_t>(c_.kv_heads) * c_.head_size;
   p.key = {key_.data(), row, c_.head_size};
   p.value = {value_.data(), row, c_.head_size};
+  p.dtype = c_.dtype;
+  p.k_scale = k_scale();
+  p.v_scale = v_scale();
   p.num_tokens = c_.length;
   p.slots = slots_->data();
   p.geometry = geometry_;
   p.k_cache = cache_.data();
-  p.v_cache = cache_.data() + c_.head_size;
+  p.v_cache = cache_.data() + c_.head_size * element_bytes();
   p.k_page_stride = p.v_page_stride = PageElements();
   Ok(LaunchWriteKv(p, nullptr), "write KV");
 }
@@ -112,18 +115,20 @@ void Problem::Write() {
 AttendParams Problem::Params() const {
   AttendParams p;
   p.q = query();
+  p.dtype = c_.dtype;
   p.query_heads = heads_;
   p.geometry = geometry_;
   p.pages = list_->data();
   p.k_base = reinterpret_cast<uint64_t>(cache_.data());
-  p.v_base = p.k_base + 2 * c_.head_size;
+  p.v_base = p.k_base + c_.head_size * element_bytes();
   p.items = items_->data();
   p.num_items = c_.splits;
   p.max_item_tokens = c_.tokens;
   p.kv_begin = ranges_[0]->data();
   p.kv_end = ranges_[1]->data();
   p.position = ranges_[2]->data();
-  p.scale = 1.0f / std::sqrt(static_cast<float>(c_.head_size));
+  p.scale = k_scale() / std::sqrt(static_cast<float>(c_.head_size));
+  p.v_scale = v_scale();
   p.soft_cap = c_.soft_cap;
   p.partials = {partial_o_.data(), partial_lse_.data()};
   p.o = {output_.data(), p.q.token_stride, p.q.head_stride};
@@ -185,38 +190,49 @@ void Problem::MergeParts(const Partials* host) {
 }
 
 std::vector<RepackJob> Problem::Jobs(int first, char* packed) const {
-  const size_t role = PackedPageBytes(c_.dtype, c_.kv_heads, c_.page_tokens, c_.head_size);
+  const size_t role = PackedPageBytes(c_.kv, c_.kv_heads, c_.page_tokens, c_.head_size);
   std::vector<RepackJob> jobs;
   for (int i = first; i < pages_; ++i) {
     const uint64_t k = reinterpret_cast<uint64_t>(page(i));
     const uint64_t to = reinterpret_cast<uint64_t>(packed) + 2 * role * (i - first);
-    jobs.push_back({k, k + 2 * c_.head_size, to, to + role, std::min(c_.page_tokens, c_.length - i * c_.page_tokens)});
+    jobs.push_back({k, k + c_.head_size * element_bytes(), to, to + role,
+                    std::min(c_.page_tokens, c_.length - i * c_.page_tokens)});
   }
   return jobs;
 }
 
 bool Problem::RepackKeepsBits() {
-  const Pinned host(2 * PackedPageBytes(c_.dtype, c_.kv_heads, c_.page_tokens, c_.head_size) * pages_);
+  const Pinned host(2 * PackedPageBytes(c_.kv, c_.kv_heads, c_.page_tokens, c_.head_size) * pages_);
   const Device<RepackJob> jobs(Jobs(0, host.data()));
   RepackParams p;
   p.jobs = jobs.data();
   p.num_jobs = pages_;
   p.geometry = geometry_;
-  const std::vector<uint16_t> before = cache_.Read();
+  const std::vector<uint8_t> before = cache_.Read();
   Ok(LaunchPackPages(p, nullptr), "pack pages");
-  Cuda(cudaMemset(cache_.data(), 0xff, before.size() * 2), "cudaMemset");
+  Cuda(cudaMemset(cache_.data(), 0xff, before.size()), "cudaMemset");
   Ok(LaunchUnpackPages(p, nullptr), "unpack pages");
   return cache_.Read() == before;
 }
 
 void Problem::PoisonOutput() { Cuda(cudaMemset(output_.data(), 0xff, output_.size() * 2), "cudaMemset"); }
 
+std::vector<float> Problem::Cached(const std::vector<uint16_t>& bits, float scale) const {
+  std::vector<float> x = Widen(c_.dtype, bits);
+  for (float& e : x) {
+    float stored = 0;
+    WriteElement(c_.kv, &stored, 0, e / scale);
+    e = ReadElement(c_.kv, &stored, 0) * scale;
+  }
+  return x;
+}
+
 // Rounding of the output and of the weights (unit roundoff of the dtype), and 2^-24 for each of some 4 operations a key
 // and 100 besides, all times the largest |v| = 1; twice that.
 double Problem::WorstError() const {
   if (status_.Read()[0] != 0) return INFINITY;
   const std::vector<float> got = Widen(c_.dtype, output_.Read());
-  const std::vector<float> q = Widen(c_.dtype, q_), k = Widen(c_.dtype, k_), v = Widen(c_.dtype, v_);
+  const std::vector<float> q = Widen(c_.dtype, q_), k = Cached(k_, k_scale()), v = Cached(v_, v_scale());
   const double unit = c_.dtype == DType::kFloat16 ? 0x1p-11 : 0x1p-8;
   const double scale = 1.0f / std::sqrt(static_cast<float>(c_.head_size));
   double worst = 0;

@@ -13,6 +13,7 @@ namespace hybridgen::cuda {
 
 struct Case {
   DType dtype = DType::kFloat16;
+  DType kv = DType::kFloat16;  // of pages: the dtype, or float8
   int head_size = 128, group = 1, kv_heads = 1, page_tokens = 16;
   int length = 100;  // tokens of the sequence
   int tokens = 1;    // query tokens, its last ones
@@ -55,19 +56,29 @@ class Problem {
   const std::vector<uint16_t>& query_bits() const { return q_; }
   const std::vector<uint16_t>& key_bits() const { return k_; }  // [token][kv_head][dim]
   const std::vector<uint16_t>& value_bits() const { return v_; }
-  int64_t page_bytes() const { return 2 * PageElements(); }  // of both roles
-  uint16_t* page(int i) const { return cache_.data() + place_[i] * PageElements(); }
-  int64_t kv_bytes() const { return static_cast<int64_t>(c_.length) * c_.kv_heads * c_.head_size * 4; }
+  int64_t page_bytes() const { return PageElements() * element_bytes(); }  // of both roles
+  uint8_t* page(int i) const { return cache_.data() + place_[i] * page_bytes(); }
+  int64_t kv_bytes() const {
+    return 2 * static_cast<int64_t>(c_.length) * c_.kv_heads * c_.head_size * element_bytes();
+  }
 
  private:
+  int64_t element_bytes() const { return static_cast<int64_t>(DTypeSize(c_.kv)); }
   int64_t PageElements() const { return static_cast<int64_t>(2) * c_.kv_heads * c_.page_tokens * c_.head_size; }
   std::vector<uint16_t> Random(size_t count, uint32_t seed) const;
   AttendParams Params() const;
+  // Of float8, and 1 else; of few bits, so that an element times its scale is a float32.
+  float k_scale() const { return IsFloat8(c_.kv) ? 0.4375f : 1.0f; }
+  float v_scale() const { return IsFloat8(c_.kv) ? 0.71875f : 1.0f; }
+  // New K or V as it comes out of the pages.
+  std::vector<float> Cached(const std::vector<uint16_t>& bits, float scale) const;
 
   const Case c_;
   const int heads_, pages_;
   const std::vector<uint16_t> k_, v_, q_;
-  Device<uint16_t> key_, value_, query_, cache_, output_;
+  Device<uint16_t> key_, value_, query_;
+  Device<uint8_t> cache_;
+  Device<uint16_t> output_;
   Device<float> partial_o_, partial_lse_;
   Device<uint32_t> status_;
   PageGeometry geometry_;

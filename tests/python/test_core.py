@@ -164,11 +164,6 @@ def test_bad_scales_of_float8(field, value):
         make(kv_dtype="float8_e4m3").add_layer(num_query_heads=4, scale=1.0, **{field: value})
 
 
-def test_cuda_refuses_float8():
-    with pytest.raises(errors.Unimplemented, match="kv_dtype is float8_e5m2; accepted with device_kind cuda"):
-        make(device_kind="cuda", dtype="float16", head_size=64, kv_dtype="float8_e5m2")
-
-
 @pytest.mark.parametrize(("kv_dtype", "one"), [("float8_e4m3", 0x38), ("float8_e5m2", 0x3C)])
 def test_float8_stores_a_byte_per_element_in_units_of_the_scale(kv_dtype, one):
     cache = Cache(kv_dtype=kv_dtype, k_scale=0.5, v_scale=4.0)

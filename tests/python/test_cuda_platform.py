@@ -63,6 +63,14 @@ def test_hooks_are_on_the_cuda_platform_once():
 
 
 @pytest.mark.parametrize("select", [SELECT, None], ids=["vllm", "hook"])
+@pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e4m3", "fp8_e5m2"])
+def test_float8_is_accepted_by_vllms_own_selection(select, kv_cache_dtype):
+    select = select or PLATFORM.get_attn_backend_cls.__func__
+    wanted = selector(kv_cache_dtype=kv_cache_dtype)
+    assert select(PLATFORM, CUSTOM, wanted, num_heads=8) == "hybridgen.backend.HybridGenCudaBackend"
+
+
+@pytest.mark.parametrize("select", [SELECT, None], ids=["vllm", "hook"])
 @pytest.mark.parametrize("block_size", [16, 32, 48, 128, None])
 @pytest.mark.parametrize("head_size", [64, 96, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -81,7 +89,7 @@ def test_accepted_by_vllms_own_selection(select, dtype, head_size, block_size):
         (dict(head_size=80), "head_size not supported (80; accepted: 64, 96, 128, 256)"),
         (dict(head_size=512), "head_size not supported (512; accepted: 64, 96, 128, 256)"),
         (dict(dtype=torch.float32), "dtype not supported (torch.float32; accepted: float16, bfloat16)"),
-        (dict(kv_cache_dtype="fp8"), "kv_cache_dtype not supported (fp8"),
+        (dict(kv_cache_dtype="fp8_per_token_head"), "kv_cache_dtype not supported (fp8_per_token_head"),
         (dict(kv_cache_dtype="float16"), "kv_cache_dtype not supported (float16"),
         (dict(block_size=24), "block_size not supported (24; accepted: multiples of 16)"),
         (dict(use_mla=True), "MLA not supported"),

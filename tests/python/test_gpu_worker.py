@@ -47,9 +47,9 @@ def batch(query_start, seq_lens, causal=True):
     )  # fmt: skip
 
 
-def cache_tensor(address: int, content: int = 2 * SIZE) -> CudaTensor:
+def cache_tensor(address: int, content: int = 2 * SIZE, dtype: torch.dtype = torch.bfloat16) -> CudaTensor:
     shape = (BLOCKS, KV_HEADS, BLOCK, content)
-    return CudaTensor(address, shape, (KV_HEADS * BLOCK * content, BLOCK * content, content, 1))
+    return CudaTensor(address, shape, (KV_HEADS * BLOCK * content, BLOCK * content, content, 1), dtype)
 
 
 def rows(address: int, heads: int, tokens: int = 3, row: int | None = None) -> CudaTensor:
@@ -116,8 +116,9 @@ class Runner:
             tables = np.arange(4 * BLOCKS, dtype=np.int32).reshape(4, BLOCKS)
             self.input_batch.block_table.append(SimpleNamespace(get_numpy_array=lambda tables=tables: tables))
             for name in group.layer_names:
-                content = group.kv_cache_spec.state_content_size_bytes // 2
-                self.layers[name].kv_cache = cache_tensor(self.next_address, content)
+                dtype = group.kv_cache_spec.dtype
+                content = group.kv_cache_spec.state_content_size_bytes // dtype.itemsize
+                self.layers[name].kv_cache = cache_tensor(self.next_address, content, dtype)
                 self.next_address += 0x100000
 
     def cleanup(self) -> None:
@@ -303,6 +304,26 @@ def test_identity_binds_after_the_profiling_cache_and_again(worker_of):
     runner.steps = [batch([0, 1], [5])]
     worker.execute_model(scheduled())
     assert len(first.named("forward")) == 2 and len(Core.made[1].named("forward")) == 2
+
+
+@pytest.mark.parametrize("dram", [0, "64K"], ids=["identity", "tiered"])
+def test_float8_goes_to_the_library_with_the_scales_of_the_layers(worker_of, dram):
+    worker = worker_of(dram=dram)
+    worker.vllm_config.cache_config.cache_dtype = "fp8_e5m2"
+    worker.vllm_config.model_config.dtype = torch.bfloat16
+    for number, name in enumerate(NAMES):
+        layer = worker.model_runner.layers[name]
+        layer._k_scale_float, layer._v_scale_float = 0.5 + number, 2.0 + number
+    spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=KV_HEADS, head_size=SIZE, dtype=torch.uint8)
+    worker.initialize_from_config(kv_cache_config(spec))
+    core = Core.made[-1]
+    assert core.config["dtype"] == "bfloat16" and core.config["kv_dtype"] == "float8_e5m2"
+    scales = [(layer["k_scale"], layer["v_scale"]) for _, layer in core.named("add_layer")]
+    assert scales == [(0.5, 2.0), (1.5, 3.0)]
+    worker.model_runner.steps = [batch([0, 1], [5])]  # queries are of the model's dtype
+    worker.model_runner.input_batch.req_ids = ["a"]
+    worker.execute_model(scheduled(new=[("a", [1])]))
+    assert len(core.named("forward")) == len(NAMES)
 
 
 def test_identity_has_an_engine_for_each_kv_cache_group(worker_of):

@@ -271,6 +271,37 @@ float High(uint32_t packed) {
   return host::Widen<T>(static_cast<uint16_t>(packed >> 16));
 }
 
+inline uint32_t FloatBits(float x) { return host::Bits(x); }
+inline float FloatOfBits(uint32_t bits) { return host::FromBits(bits); }
+
+inline uint32_t BytePermute(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t nibble = selector >> (4 * i);
+    const uint32_t byte = static_cast<uint32_t>(bytes >> (8 * (nibble & 7))) & 0xffu;
+    result |= ((nibble & 8) == 0 ? byte : (byte & 0x80u) != 0 ? 0xffu : 0u) << (8 * i);
+  }
+  return result;
+}
+inline uint32_t MultiplyHalf2(uint32_t x, uint32_t y) {
+  return Pack2<Float16>(Low<Float16>(x) * Low<Float16>(y), High<Float16>(x) * High<Float16>(y));
+}
+
+// Kernels on the host convert fp8 as those of sm_80 do; the instructions are here to be compared with.
+constexpr bool kHasFp8Conversions = false;
+inline uint32_t WidenE4M3(uint32_t pair) {
+  const auto widen = [](uint32_t code) { return FloatToFloat16(Float8E4M3ToFloat(static_cast<uint8_t>(code))); };
+  return widen(pair) | static_cast<uint32_t>(widen(pair >> 8)) << 16;
+}
+template <typename Kv>
+uint32_t NarrowToFp8(float low, float high) {
+  const auto narrow = [](float x) {
+    return Kv::kDType == DType::kFloat8E4M3 ? FloatToFloat8E4M3(x) : FloatToFloat8E5M2(x);
+  };
+  return narrow(low) | static_cast<uint32_t>(narrow(high)) << 8;
+}
+
 inline Vec16 LoadOnce16(const void* p, Site site = Site::Here()) {
   if (reinterpret_cast<uintptr_t>(p) % 16 != 0) simt::Fail("LoadOnce16 of a misaligned address", site);
   Vec16 v;

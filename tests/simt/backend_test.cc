@@ -1,6 +1,7 @@
 // The whole backend with device_kind cuda, against the double-precision oracle, driven at random as an engine drives
 // it: the device is the SIMT executor, the CPU's part comes in by the joint.
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "backend/paged_attention_backend.h"
@@ -29,6 +30,7 @@ struct Setting {
   int steps_ahead = 1;
   int head_groups = 0;
   double mover_gigabytes_per_second = 0;
+  std::optional<DType> kv_dtype = std::nullopt;  // float8
 };
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
@@ -56,6 +58,7 @@ TEST_P(CudaBackendTest, MatchesTheOracleOverManySteps) {
   const Setting& s = GetParam();
   Shape shape;
   shape.dtype = s.dtype;
+  shape.kv_dtype = s.kv_dtype;
   shape.head_size = s.head_size;
   shape.kv_heads = s.kv_heads;
   shape.group = s.group;
@@ -66,7 +69,7 @@ TEST_P(CudaBackendTest, MatchesTheOracleOverManySteps) {
   options.head_groups = s.head_groups;
   options.mover_gigabytes_per_second = s.mover_gigabytes_per_second;
   const int64_t host_block =
-      2 * shape.layers * PackedPageBytes(s.dtype, shape.kv_heads, shape.block_size, shape.head_size);
+      2 * shape.layers * PackedPageBytes(shape.kv(), shape.kv_heads, shape.block_size, shape.head_size);
   options.dram_bytes = s.dram_blocks * host_block;
   options.cxl_bytes = s.cxl_blocks * host_block;
   const uint32_t seed = TestSeed("//tests/simt:backend_test", 20261124);
@@ -113,7 +116,14 @@ INSTANTIATE_TEST_SUITE_P(
                     Setting{"small_calls_drafts_ahead", Binding::kTiered, DType::kFloat16, 64, 2, 2, 3, 30, 30, 5, 2},
                     Setting{"steps_ahead", Binding::kTiered, DType::kFloat16, 64, 1, 4, 0, 60, 0, 64, 4},
                     Setting{"two_head_groups", Binding::kTiered, DType::kFloat16, 64, 4, 2, 0, 30, 30, 16, 1, 2},
-                    Setting{"mover", Binding::kTiered, DType::kBFloat16, 64, 2, 2, 0, 8, 52, 256, 2, 0, 1.0}),
+                    Setting{"mover", Binding::kTiered, DType::kBFloat16, 64, 2, 2, 0, 8, 52, 256, 2, 0, 1.0},
+                    // Float8 pages on both sides, two layers of different scales.
+                    Setting{"identity_e5m2", Binding::kIdentity, DType::kFloat16, 128, 1, 2, 3, 0, 0, 256, 1, 0, 0,
+                            DType::kFloat8E5M2},
+                    Setting{"dram_cxl_drafts_e4m3", Binding::kTiered, DType::kBFloat16, 64, 2, 2, 3, 30, 30, 256, 1, 0,
+                            0, DType::kFloat8E4M3},
+                    Setting{"two_head_groups_e4m3", Binding::kTiered, DType::kFloat16, 96, 4, 1, 0, 60, 0, 16, 2, 2, 0,
+                            DType::kFloat8E4M3}),
     [](const testing::TestParamInfo<Setting>& info) { return std::string(info.param.name); });
 
 }  // namespace

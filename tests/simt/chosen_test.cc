@@ -18,7 +18,7 @@ namespace {
 // Logits and V rows of random sets against double precision; a second merge partner is the empty partial, or the mass
 // that was left out, which takes weight and gives no value.
 struct ChosenCase {
-  DType dtype;
+  DevicePair types;
   int head_size;
   int group;
   int num_tokens;
@@ -27,23 +27,24 @@ struct ChosenCase {
   uint32_t seed;
 };
 
-template <typename T>
 void CheckChosen(const ChosenCase& c) {
-  SCOPED_TRACE(testing::Message() << DTypeName(c.dtype) << " head_size=" << c.head_size << " group=" << c.group
+  SCOPED_TRACE(testing::Message() << DTypeName(c.types.dtype) << " over " << DTypeName(c.types.kv)
+                                  << " head_size=" << c.head_size << " group=" << c.group
                                   << " num_tokens=" << c.num_tokens << " count=" << c.count << " seed=" << c.seed);
   std::mt19937 random(c.seed);
   std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
   constexpr int kKvHeads = 2, kItems = 2;
   const int heads = kKvHeads * c.group, capacity = c.count + 3;
-  std::vector<uint16_t> v(static_cast<size_t>(kItems) * kKvHeads * capacity * c.head_size, 0xffff);
+  const DType kv = c.types.kv;
+  const float v_scale = IsFloat8(kv) ? 0.71875f : 1.0f;
+  std::vector<uint8_t> v(kItems * kKvHeads * capacity * c.head_size * DTypeSize(kv), 0xff);
   std::vector<float> logits(static_cast<size_t>(kItems) * c.num_tokens * heads * capacity, NAN);
   std::vector<int32_t> counts;
   for (int set = 0; set < kItems * kKvHeads; ++set) {
     counts.push_back(set == 1 ? c.count / 2 : c.count);
     for (int key = 0; key < counts[set]; ++key) {
       for (int dim = 0; dim < c.head_size; ++dim) {
-        WriteElement(c.dtype, v.data(), (static_cast<int64_t>(set) * capacity + key) * c.head_size + dim,
-                     uniform(random));
+        WriteElement(kv, v.data(), (static_cast<int64_t>(set) * capacity + key) * c.head_size + dim, uniform(random));
       }
     }
   }
@@ -83,7 +84,9 @@ void CheckChosen(const ChosenCase& c) {
   p.attend.num_items = kItems;
   p.attend.max_item_tokens = c.num_tokens;
   p.attend.query_heads = heads;
-  p.attend.geometry = GeometryOf(Layout::kHeadMajor, c.dtype, 16, kKvHeads, c.head_size);
+  p.attend.geometry = GeometryOf(Layout::kHeadMajor, kv, 16, kKvHeads, c.head_size);
+  p.attend.dtype = c.types.dtype;
+  p.attend.v_scale = v_scale;
   p.attend.partials = {o.data(), lse.data()};
   p.attend.status = &status;
   p.capacity = capacity;
@@ -92,17 +95,21 @@ void CheckChosen(const ChosenCase& c) {
   p.v = v.data();
   ASSERT_EQ(cuda::Check(p), cuda::LaunchStatus::kOk);
   double weight_unit = 0;
-  cuda::DispatchDecode<T>(p.attend, [&](auto type) {
-    using Tile = typename decltype(type)::type;
-    using Shape = cuda::DecodeShape<Tile>;
-    weight_unit = Tile::kRows == 16 ? UnitOf(c.dtype) : 0;
-    LaunchConfig config;
-    config.grid = {kItems, kKvHeads, (cuda::MaxRows(p.attend) + Tile::kRows - 1) / Tile::kRows};
-    config.threads = Shape::kThreads;
-    config.shared_bytes = Shape::kSharedBytes;
-    config.seed = c.seed;
-    EXPECT_EQ(Launch(config, [&] { cuda::ChosenKernel<Tile>(p); }), absl::OkStatus());
-    return cuda::LaunchStatus::kOk;
+  cuda::DispatchElements(c.types.dtype, kv, [&](auto element, auto kv_element) {
+    using T = typename decltype(element)::type;
+    using Kv = typename decltype(kv_element)::type;
+    return cuda::DispatchDecode<T, Kv>(p.attend, [&](auto type) {
+      using Tile = typename decltype(type)::type;
+      using Shape = cuda::DecodeShape<Tile>;
+      weight_unit = Tile::kRows == 16 ? UnitOf(c.types.dtype) : 0;
+      LaunchConfig config;
+      config.grid = {kItems, kKvHeads, (cuda::MaxRows(p.attend) + Tile::kRows - 1) / Tile::kRows};
+      config.threads = Shape::kThreads;
+      config.shared_bytes = Shape::kSharedBytes;
+      config.seed = c.seed;
+      EXPECT_EQ(Launch(config, [&] { cuda::ChosenKernel<Tile>(p); }), absl::OkStatus());
+      return cuda::LaunchStatus::kOk;
+    });
   });
   cuda::MergeParams merge;
   merge.items = merges.data();
@@ -132,8 +139,8 @@ void CheckChosen(const ChosenCase& c) {
           const double weight = std::exp(logit(item, token, head, key) - max);
           sum += weight;
           for (int dim = 0; dim < c.head_size; ++dim) {
-            want[dim] += weight * ReadElement(c.dtype, v.data(),
-                                              (static_cast<int64_t>(set) * capacity + key) * c.head_size + dim);
+            want[dim] += weight * v_scale *
+                         ReadElement(kv, v.data(), (static_cast<int64_t>(set) * capacity + key) * c.head_size + dim);
           }
         }
         // |V| and its mean are up to 1, logits up to 10: as DeviceData::ExpectMatchesOracle, without the dot product.
@@ -156,18 +163,8 @@ TEST(ChosenTest, EqualsOneSoftmax) {
     for (int group : {1, 4, 8}) {
       for (int count : {0, 1, 15, 16, 17, 63, 65, 130}) {
         ++n;
-        const ChosenCase c = {n % 2 == 0 ? DType::kFloat16 : DType::kBFloat16,
-                              head_size,
-                              group,
-                              static_cast<int>(1 + n % 3),
-                              count,
-                              n % 5 < 3,
-                              seed + n};
-        if (n % 2 == 0) {
-          CheckChosen<arch::Float16>(c);
-        } else {
-          CheckChosen<arch::BFloat16>(c);
-        }
+        CheckChosen(
+            {kDevicePairs[(n + n / 8) % 6], head_size, group, static_cast<int>(1 + n % 3), count, n % 5 < 3, seed + n});
         if (HasFatalFailure() || HasFailure()) return;
       }
     }

@@ -47,11 +47,16 @@ std::string DeviceCase::ToString() const {
                       kernel == Kernel::kPrefill ? " prefill" : " decode");
 }
 
+void SetTypes(AttendCase& c, const DevicePair& pair) {
+  c.SetStorage(pair.kv);
+  c.dtype = c.output = pair.dtype;
+}
+
 double UnitOf(DType dtype) { return dtype == DType::kFloat16 ? 0x1p-11 : 0x1p-8; }
 
 DeviceData::DeviceData(const DeviceCase& c) : case_(c) {
   const AttendCase& a = c.attend;
-  geometry_ = GeometryOf(c.layout, a.dtype, a.page_tokens, a.kv_heads, a.head_size);
+  geometry_ = GeometryOf(c.layout, a.kv(), a.page_tokens, a.kv_heads, a.head_size);
   int total_pages = 0;
   for (int i = 0; i < c.sequences; ++i) {
     AttendCase sequence = a;
@@ -70,7 +75,7 @@ DeviceData::DeviceData(const DeviceCase& c) : case_(c) {
   std::iota(places_.begin(), places_.end(), 0);
   std::shuffle(places_.begin(), places_.end(), std::mt19937(a.seed + 99));
   value_offset_ = ValueOffset(c.layout, geometry_, total_pages);
-  tensor_.assign(2 * static_cast<size_t>(a.page_tokens) * a.kv_heads * a.head_size * total_pages, 0xffff);
+  tensor_.assign(2 * DTypeSize(a.kv()) * a.page_tokens * a.kv_heads * a.head_size * total_pages, 0xff);
   for (int i = 0; i < c.sequences; ++i) {
     AttendData& data = *sequences_[i];
     const OracleInput& in = data.oracle(0);
@@ -90,7 +95,7 @@ DeviceData::DeviceData(const DeviceCase& c) : case_(c) {
     AddPages(i);
   }
   attend_.k_base = reinterpret_cast<uint64_t>(tensor_.data());
-  attend_.v_base = attend_.k_base + value_offset_ * 2;
+  attend_.v_base = attend_.k_base + value_offset_ * static_cast<int64_t>(DTypeSize(a.kv()));
   // Of a sequence's heads; all sequences share the model, hence the first one's.
   for (int kv_head = 0; kv_head < a.kv_heads; ++kv_head) {
     const OracleInput& first = sequences_[0]->oracle(kv_head);
@@ -108,7 +113,7 @@ void DeviceData::AddPages(int sequence) {
   const AttendCase& a = case_.attend;
   AttendData& data = *sequences_[sequence];
   const OracleInput& in = data.oracle(0);
-  const int64_t page_stride = PageStride(case_.layout, geometry_);
+  const int64_t page_stride = PageStride(case_.layout, geometry_), size = static_cast<int64_t>(DTypeSize(a.kv()));
   const int num_pages = (data.c().length + a.page_tokens - 1) / a.page_tokens;
   first_page_.push_back(static_cast<int>(pages_.size()));
   num_pages_.push_back(num_pages);
@@ -126,17 +131,17 @@ void DeviceData::AddPages(int sequence) {
     const bool streamed = case_.pages == DeviceCase::Pages::kStreamed;
     const int place = streamed ? j - SplitBegin(num_pages, split) : places_[pages_.size()];
     const int64_t at = place * page_stride;
-    page.k = page.v = seen ? at * 2 : kPoisonedPage - reinterpret_cast<uint64_t>(tensor_.data());
+    page.k = page.v = seen ? at * size : kPoisonedPage - reinterpret_cast<uint64_t>(tensor_.data());
     pages_.push_back(page);
-    const uint64_t ring = reinterpret_cast<uint64_t>(tensor_.data() + at);
+    const uint64_t ring = reinterpret_cast<uint64_t>(tensor_.data() + at * size);
     const KvPage& packed = data.pages()[j];
-    jobs_.push_back({ring, ring + value_offset_ * 2, packed.k, packed.v, seen ? page.num_tokens : 0});
+    jobs_.push_back({ring, ring + value_offset_ * size, packed.k, packed.v, seen ? page.num_tokens : 0});
     for (int head = 0; seen && !streamed && head < a.kv_heads; ++head) {
       for (int token = 0; token < page.num_tokens; ++token) {
         for (int dim = 0; dim < a.head_size; ++dim) {
           const int64_t k = at + head * geometry_.k_head_stride + token * geometry_.k_token_stride + dim;
-          WriteElement(a.dtype, tensor_.data(), k, data.key(first + token, head, dim));
-          WriteElement(a.dtype, tensor_.data(), k + value_offset_, data.value(first + token, head, dim));
+          WriteElement(a.kv(), tensor_.data(), k, data.key(first + token, head, dim));
+          WriteElement(a.kv(), tensor_.data(), k + value_offset_, data.value(first + token, head, dim));
         }
       }
     }
@@ -182,6 +187,7 @@ void DeviceData::Plan() {
   output_ = std::make_unique<RedZoned<uint16_t>>(num_tokens_ * width);
 
   attend_.q = {query_.data(), width, a.head_size};
+  attend_.dtype = a.dtype;
   attend_.query_heads = heads;
   attend_.geometry = geometry_;
   attend_.pages = pages_.data();
@@ -192,6 +198,7 @@ void DeviceData::Plan() {
   attend_.kv_end = kv_end_.data();
   attend_.position = position_.data();
   attend_.scale = a.scale;
+  attend_.v_scale = a.v_scale;
   attend_.soft_cap = a.soft_cap;
   attend_.alibi_slopes = slopes_.empty() ? nullptr : slopes_.data();
   attend_.sinks = sinks_.empty() ? nullptr : sinks_.data();
@@ -261,25 +268,26 @@ double RunAttend(DeviceData& data, uint64_t seed) {
     config.seed = seed;
     EXPECT_EQ(Launch(config, kernel), absl::OkStatus());
   };
-  cuda::DispatchElement(p.geometry.dtype, [&](auto element) {
+  cuda::DispatchElements(p.dtype, p.geometry.dtype, [&](auto element, auto kv) {
     using T = typename decltype(element)::type;
+    using Kv = typename decltype(kv)::type;
     const auto attend = [&](const cuda::AttendParams& p) {
       const auto grid = [&](int rows) {
         return Dim3{p.num_items, p.geometry.kv_heads, (cuda::MaxRows(p) + rows - 1) / rows};
       };
       if (data.c().kernel == DeviceCase::Kernel::kPrefill) {
-        weight_unit = UnitOf(p.geometry.dtype);
-        return cuda::DispatchHeadSize<T>(p.geometry.head_size, [&](auto head_size) {
-          using Tile = cuda::MmaTile<T, decltype(head_size)::value>;
+        weight_unit = UnitOf(p.dtype);
+        return cuda::DispatchHeadSize(p.geometry.head_size, [&](auto head_size) {
+          using Tile = cuda::MmaTile<T, Kv, decltype(head_size)::value>;
           using Shape = cuda::PrefillShape<Tile>;
           run(grid(Shape::kRows), Shape::kThreads, Shape::kSharedBytes, [&] { cuda::PrefillKernel<Tile>(p); });
           return cuda::LaunchStatus::kOk;
         });
       }
-      return cuda::DispatchDecode<T>(p, [&](auto type) {
+      return cuda::DispatchDecode<T, Kv>(p, [&](auto type) {
         using Tile = typename decltype(type)::type;
         using Shape = cuda::DecodeShape<Tile>;
-        weight_unit = Tile::kRows == 16 ? UnitOf(p.geometry.dtype) : 0.0;
+        weight_unit = Tile::kRows == 16 ? UnitOf(p.dtype) : 0.0;
         run(grid(Tile::kRows), Shape::kThreads, Shape::kSharedBytes, [&] { cuda::DecodeKernel<Tile>(p); });
         return cuda::LaunchStatus::kOk;
       });
@@ -288,8 +296,12 @@ double RunAttend(DeviceData& data, uint64_t seed) {
     for (int item = 0; item < p.num_items; ++item) {
       const cuda::RepackParams unpack = data.Unpack(item);
       EXPECT_EQ(cuda::Check(unpack), cuda::LaunchStatus::kOk);
-      run({unpack.num_jobs * p.geometry.page_tokens / 16, p.geometry.kv_heads, 2}, cuda::kRepackThreads,
-          cuda::RepackSharedBytes(p.geometry.head_size), [&] { cuda::RepackKernel<T, cuda::Repack::kUnpack>(unpack); });
+      cuda::DispatchRepack(p.geometry.dtype, [&](auto moved) {
+        run({unpack.num_jobs * p.geometry.page_tokens / 16, p.geometry.kv_heads, 2}, cuda::kRepackThreads,
+            cuda::RepackSharedBytes(p.geometry.dtype, p.geometry.head_size),
+            [&] { cuda::RepackKernel<typename decltype(moved)::type, cuda::Repack::kUnpack>(unpack); });
+        return cuda::LaunchStatus::kOk;
+      });
       cuda::AttendParams one = p;
       one.items = p.items + item;
       one.num_items = 1;

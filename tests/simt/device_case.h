@@ -71,8 +71,8 @@ class DeviceData {
   std::vector<std::unique_ptr<AttendData>> sequences_;
   int num_tokens_ = 0;
   PageGeometry geometry_;
-  std::vector<uint16_t> tensor_;
-  std::vector<int> places_;  // of pages in the tensor
+  std::vector<uint8_t> tensor_;  // of geometry_.dtype
+  std::vector<int> places_;      // of pages in the tensor
   int64_t value_offset_ = 0;
   std::vector<uint16_t> query_;
   std::vector<KvPage> pages_;
@@ -97,6 +97,16 @@ void CheckAttend(const DeviceCase& c);
 
 // The unit roundoff of a 16-bit dtype.
 double UnitOf(DType dtype);
+
+// Types of queries and KV that the kernels take, to be one parameter of a cover.
+struct DevicePair {
+  DType dtype;
+  DType kv;
+};
+constexpr DevicePair kDevicePairs[] = {{DType::kFloat16, DType::kFloat16},    {DType::kBFloat16, DType::kBFloat16},
+                                       {DType::kFloat16, DType::kFloat8E4M3}, {DType::kBFloat16, DType::kFloat8E4M3},
+                                       {DType::kFloat16, DType::kFloat8E5M2}, {DType::kBFloat16, DType::kFloat8E5M2}};
+void SetTypes(AttendCase& c, const DevicePair& pair);
 
 // Few choices that hold every pair of values of every two parameters: rows of indices, row[i] < sizes[i].
 std::vector<std::vector<int>> PairwiseCover(const std::vector<int>& sizes, uint32_t seed);

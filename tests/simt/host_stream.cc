@@ -211,13 +211,22 @@ absl::Status HostStream::Run(Dim3 grid, int threads, int shared_bytes, const std
 
 absl::Status HostStream::WriteKv(const cuda::WriteKvParams& p) {
   const int64_t row = 2 * p.geometry.head_size;
-  for (const absl::Status& status : {Check("key", p.key.data, row, true), Check("value", p.value.data, row, true),
-                                     Check("slots", p.slots, p.num_tokens * sizeof(*p.slots), true),
-                                     Check("cache", p.k_cache, row, true), Check("cache", p.v_cache, row, true)}) {
+  const int64_t stored = p.geometry.head_size * static_cast<int64_t>(DTypeSize(p.geometry.dtype));
+  for (const absl::Status& status :
+       {Check("key", p.key.data, row, true), Check("value", p.value.data, row, true),
+        Check("slots", p.slots, p.num_tokens * sizeof(*p.slots), true), Check("cache", p.k_cache, stored, true),
+        Check("cache", p.v_cache, stored, true)}) {
     if (!status.ok()) return status;
   }
   return PushKernel(cuda::Check(p), [this, p] {
-    return Run({cuda::WriteKvBlocks(p)}, cuda::kWriteKvThreads, 0, [&] { cuda::WriteKvKernel(p); });
+    absl::Status status;
+    cuda::DispatchElements(p.dtype, p.geometry.dtype, [&](auto element, auto kv) {
+      using T = typename decltype(element)::type;
+      using Kv = typename decltype(kv)::type;
+      status = Run({cuda::WriteKvBlocks(p)}, cuda::kWriteKvThreads, 0, [&] { cuda::WriteKvKernel<T, Kv>(p); });
+      return cuda::LaunchStatus::kOk;
+    });
+    return status;
   });
 }
 
@@ -241,9 +250,10 @@ absl::Status HostStream::Decode(const cuda::AttendParams& p) {
   if (absl::Status status = CheckAttend(p); !status.ok()) return status;
   return PushKernel(cuda::Check(p), [this, p] {
     absl::Status status;
-    cuda::DispatchElement(p.geometry.dtype, [&](auto element) {
+    cuda::DispatchElements(p.dtype, p.geometry.dtype, [&](auto element, auto kv) {
       using T = typename decltype(element)::type;
-      return cuda::DispatchDecode<T>(p, [&](auto type) {
+      using Kv = typename decltype(kv)::type;
+      return cuda::DispatchDecode<T, Kv>(p, [&](auto type) {
         using Tile = typename decltype(type)::type;
         using Shape = cuda::DecodeShape<Tile>;
         status = Run({p.num_items, p.geometry.kv_heads, (cuda::MaxRows(p) + Tile::kRows - 1) / Tile::kRows},
@@ -259,10 +269,11 @@ absl::Status HostStream::Prefill(const cuda::AttendParams& p) {
   if (absl::Status status = CheckAttend(p); !status.ok()) return status;
   return PushKernel(cuda::Check(p), [this, p] {
     absl::Status status;
-    cuda::DispatchElement(p.geometry.dtype, [&](auto element) {
+    cuda::DispatchElements(p.dtype, p.geometry.dtype, [&](auto element, auto kv) {
       using T = typename decltype(element)::type;
-      return cuda::DispatchHeadSize<T>(p.geometry.head_size, [&](auto size) {
-        using Tile = cuda::MmaTile<T, decltype(size)::value>;
+      using Kv = typename decltype(kv)::type;
+      return cuda::DispatchHeadSize(p.geometry.head_size, [&](auto size) {
+        using Tile = cuda::MmaTile<T, Kv, decltype(size)::value>;
         using Shape = cuda::PrefillShape<Tile>;
         status = Run({p.num_items, p.geometry.kv_heads, (cuda::MaxRows(p) + Shape::kRows - 1) / Shape::kRows},
                      Shape::kThreads, Shape::kSharedBytes, [&] { cuda::PrefillKernel<Tile>(p); });
@@ -291,7 +302,7 @@ absl::Status HostStream::CheckJobs(const cuda::RepackParams& p) const {
   const PageGeometry& g = p.geometry;
   const size_t packed = PackedPageBytes(g.dtype, g.kv_heads, g.page_tokens, g.head_size);
   const size_t strided =
-      2 * ((g.kv_heads - 1) * g.k_head_stride + (g.page_tokens - 1) * g.k_token_stride + g.head_size);
+      DTypeSize(g.dtype) * ((g.kv_heads - 1) * g.k_head_stride + (g.page_tokens - 1) * g.k_token_stride + g.head_size);
   for (int i = 0; i < p.num_jobs; ++i) {
     const cuda::RepackJob& job = p.jobs[i];
     for (const absl::Status& status : {Check("packed K", reinterpret_cast<void*>(job.packed_k), packed, false),
@@ -309,10 +320,10 @@ absl::Status HostStream::Repack(const cuda::RepackParams& p, bool pack) {
   return PushKernel(cuda::Check(p), [this, p, pack] {
     absl::Status status = CheckJobs(p);
     if (!status.ok()) return status;
-    cuda::DispatchElement(p.geometry.dtype, [&](auto element) {
+    cuda::DispatchRepack(p.geometry.dtype, [&](auto element) {
       using T = typename decltype(element)::type;
       status = Run({p.num_jobs * (p.geometry.page_tokens / kPackedTokenGroup), p.geometry.kv_heads, 2},
-                   cuda::kRepackThreads, cuda::RepackSharedBytes(p.geometry.head_size), [&] {
+                   cuda::kRepackThreads, cuda::RepackSharedBytes(p.geometry.dtype, p.geometry.head_size), [&] {
                      if (pack) {
                        cuda::RepackKernel<T, cuda::Repack::kPack>(p);
                      } else {

@@ -107,12 +107,14 @@ TEST_F(HostStreamTest, KernelsRefuseEveryAddressThatTheDeviceCannotReach) {
 
   cuda::WriteKvParams write;
   write.key = write.value = rows;
+  write.dtype = geometry.dtype;
   write.num_tokens = 1;
   write.slots = reinterpret_cast<const int64_t*>(device());
   write.geometry = geometry;
   write.k_cache = write.v_cache = device();
   cuda::AttendParams attend;
   attend.q = attend.o = rows;
+  attend.dtype = geometry.dtype;
   attend.query_heads = 1;
   attend.geometry = geometry;
   attend.items = reinterpret_cast<const cuda::AttendItem*>(device());

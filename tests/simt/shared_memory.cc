@@ -24,7 +24,7 @@ SharedMemory::SharedMemory(size_t bytes, int threads)
       warps_((threads + kWarp - 1) / kWarp),
       memory_(new char[bytes + 2 * kRedZone + 128]),
       met_(static_cast<size_t>(threads) * threads, 0),
-      writes_((bytes + kGrain - 1) / kGrain),
+      writes_(bytes),
       reads_(writes_.size() * warps_ * 2),
       in_flight_(writes_.size(), 0) {
   std::memset(memory_.get(), kPoison, bytes + 2 * kRedZone + 128);
@@ -69,27 +69,27 @@ std::string SharedMemory::Check(Access access, int thread, const void* address, 
                         " bytes at byte ", p - base_, " of ", bytes_, " bytes of shared memory (line ", line, ")");
   }
   const size_t offset = p - base_;
-  if (reinterpret_cast<uintptr_t>(p) % std::min<size_t>(size, 16) != 0 || size % kGrain != 0) {
+  if (reinterpret_cast<uintptr_t>(p) % std::min<size_t>(size, 16) != 0) {
     return absl::StrCat("misaligned: thread ", thread, " accesses ", size, " bytes at byte ", offset,
                         " of shared memory (line ", line, ")");
   }
   const int warp = thread / kWarp;
-  for (size_t cell = offset / kGrain; cell < (offset + size) / kGrain; ++cell) {
-    if (in_flight_[cell] != 0) {
-      return absl::StrCat("thread ", thread, " touches byte ", cell * kGrain, " of shared memory (line ", line,
-                          ") while a cp.async of thread ", in_flight_[cell] - 1,
-                          " to it has not been waited for (line ", writes_[cell].line, ")");
+  for (size_t at = offset; at < offset + size; ++at) {
+    if (in_flight_[at] != 0) {
+      return absl::StrCat("thread ", thread, " touches byte ", at, " of shared memory (line ", line,
+                          ") while a cp.async of thread ", in_flight_[at] - 1, " to it has not been waited for (line ",
+                          writes_[at].line, ")");
     }
-    const Record& write = writes_[cell];
+    const Record& write = writes_[at];
     if (!Ordered(write, thread)) {
-      return Race(access == Access::kRead ? " reads" : " writes", thread, cell * kGrain, line, " wrote", write);
+      return Race(access == Access::kRead ? " reads" : " writes", thread, at, line, " wrote", write);
     }
     const Record mine = {now_, static_cast<uint16_t>(thread), static_cast<uint16_t>(line)};
-    Record* const reads = &reads_[cell * warps_ * 2];
+    Record* const reads = &reads_[at * warps_ * 2];
     if (access == Access::kRead) {
       if (write.time == 0) {
-        return absl::StrCat("thread ", thread, " reads byte ", cell * kGrain,
-                            " of shared memory, which nobody has written (line ", line, ")");
+        return absl::StrCat("thread ", thread, " reads byte ", at, " of shared memory, which nobody has written (line ",
+                            line, ")");
       }
       Record* const last = reads + warp * 2;
       if (last->thread != thread) last[1] = last[0];
@@ -97,9 +97,9 @@ std::string SharedMemory::Check(Access access, int thread, const void* address, 
       continue;
     }
     for (int i = 0; i < warps_ * 2; ++i) {
-      if (!Ordered(reads[i], thread)) return Race(" writes", thread, cell * kGrain, line, " read", reads[i]);
+      if (!Ordered(reads[i], thread)) return Race(" writes", thread, at, line, " read", reads[i]);
     }
-    writes_[cell] = mine;
+    writes_[at] = mine;
   }
   return "";
 }
@@ -109,15 +109,15 @@ std::string SharedMemory::BeginCopy(int thread, void* address, size_t size, int 
   if (!error.empty()) return error;
   std::memset(address, kPoison, size);
   const size_t offset = static_cast<char*>(address) - base_;
-  std::fill_n(in_flight_.begin() + offset / kGrain, size / kGrain, static_cast<uint16_t>(thread + 1));
+  std::fill_n(in_flight_.begin() + offset, size, static_cast<uint16_t>(thread + 1));
   return "";
 }
 
 void SharedMemory::EndCopy(int thread, void* address, size_t size, int line) {
-  const size_t cell = (static_cast<char*>(address) - base_) / kGrain;
-  std::fill_n(in_flight_.begin() + cell, size / kGrain, static_cast<uint16_t>(0));
+  const size_t offset = static_cast<char*>(address) - base_;
+  std::fill_n(in_flight_.begin() + offset, size, static_cast<uint16_t>(0));
   const Record mine = {now_, static_cast<uint16_t>(thread), static_cast<uint16_t>(line)};
-  std::fill_n(writes_.begin() + cell, size / kGrain, mine);
+  std::fill_n(writes_.begin() + offset, size, mine);
 }
 
 void SharedMemory::Synchronise(const std::vector<int>& threads) {

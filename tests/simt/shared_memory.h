@@ -1,5 +1,5 @@
-// The shared memory of one emulated thread block, watched by a shadow: who last wrote and read every two bytes, and
-// whether a barrier lies between that and the access at hand.
+// The shared memory of one emulated thread block, watched by a shadow: who last wrote and read every byte, and whether
+// a barrier lies between that and the access at hand.
 #ifndef TESTS_SIMT_SHARED_MEMORY_H_
 #define TESTS_SIMT_SHARED_MEMORY_H_
 
@@ -26,7 +26,7 @@ class SharedMemory {
   size_t bytes() const { return bytes_; }
 
   // One access of `size` bytes at `address` by `thread`, from source line `line`. Returns what is wrong with it, or an
-  // empty string. Sizes and offsets are multiples of 2.
+  // empty string.
   enum class Access { kRead, kWrite };
   std::string Check(Access access, int thread, const void* address, size_t size, int line);
 
@@ -51,7 +51,6 @@ class SharedMemory {
   std::string Race(const char* what, int thread, size_t offset, int line, const char* other, const Record& record);
 
   static constexpr size_t kRedZone = 1024;
-  static constexpr size_t kGrain = 2;  // bytes per cell
 
   size_t bytes_;
   int threads_;
@@ -61,9 +60,9 @@ class SharedMemory {
   uint32_t now_ = 1;
   uint32_t all_met_ = 0;             // time of the last meeting of all threads
   std::vector<uint32_t> met_;        // [thread][other] time up to which the other's accesses are before the thread's
-  std::vector<Record> writes_;       // [cell]
-  std::vector<Record> reads_;        // [cell][warp][2]
-  std::vector<uint16_t> in_flight_;  // [cell] thread + 1 of a cp.async that has not been waited for
+  std::vector<Record> writes_;       // [byte]
+  std::vector<Record> reads_;        // [byte][warp][2]
+  std::vector<uint16_t> in_flight_;  // [byte] thread + 1 of a cp.async that has not been waited for
 };
 
 }  // namespace hybridgen::simt

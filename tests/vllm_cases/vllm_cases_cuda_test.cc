@@ -61,8 +61,8 @@ TEST(VllmCasesCuda, Float32IsRefusedByName) {
   options.head_size = VllmCase::kHeadSize;
   options.block_size = VllmCase::kBlockSize;
   const absl::Status status = PagedAttentionBackend::Create(options, std::make_shared<simt::HostStream>(1)).status();
-  EXPECT_NE(status.message().find("dtype is not supported on CUDA; accepted: float16, bfloat16"), std::string::npos)
-      << status;
+  EXPECT_NE(status.message().find("dtype is float32 and kv_dtype float32"), std::string::npos) << status;
+  EXPECT_NE(status.message().find("accepted: float16, bfloat16"), std::string::npos) << status;
 }
 
 }  // namespace
