@@ -189,11 +189,13 @@ TEST_F(CudaFaultTest, LayersThatRunTwiceAreRefused) {
   EXPECT_EQ(Forward(0).code(), absl::StatusCode::kFailedPrecondition);
 }
 
-TEST_F(CudaFaultTest, CapturesAreRefused) {
+TEST_F(CudaFaultTest, AStepIsNotCaptured) {
   ASSERT_TRUE(Bind().ok());
   ASSERT_TRUE(Plan(1).ok());
-  stream_->set_capturing(true);
-  EXPECT_EQ(Forward(0).code(), absl::StatusCode::kUnimplemented);
+  stream_->Capture();
+  const absl::Status status = Forward(0);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "graph_tokens")) << status;
 }
 
 TEST_F(CudaFaultTest, HostMemoryThatTheDeviceCannotReachIsRefused) {
