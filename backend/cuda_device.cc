@@ -57,16 +57,11 @@ class CudaDevice final : public DeviceWorker {
     if (o_.host_tiers != nullptr) {
       copies_ = std::make_unique<CudaCopies>(stream_.get(), o_.host_tiers, o_.stored_layers);
     }
+    const int layers = static_cast<int>(o_.layers.size());
+    graphs_ = std::make_unique<CudaGraphs>(CudaGraphLimits{o_.graph_tokens, o_.graph_pages, limits_.decode_tokens,
+                                                           stream_->num_processors(), limits_.windows.size(), layers,
+                                                           o_.host_tiers != nullptr});
     if (o_.graph_tokens == 0) return;
-    CudaGraphLimits graphs;
-    graphs.max_tokens = o_.graph_tokens;
-    graphs.max_pages = o_.graph_pages;
-    graphs.query_tokens = limits_.decode_tokens;
-    graphs.device_workers = stream_->num_processors();
-    graphs.num_windows = limits_.windows.size();
-    graphs.num_layers = static_cast<int>(o_.layers.size());
-    graphs.joined = o_.host_tiers != nullptr;
-    graphs_ = std::make_unique<CudaGraphs>(graphs);
     replayed_ = std::make_unique<CudaLayers>(stream_.get(), query_heads_, o_.dtype, o_.head_size, o_.num_kv_heads);
   }
 
@@ -176,9 +171,8 @@ class CudaDevice final : public DeviceWorker {
   const CudaDeviceOptions o_;
   const std::shared_ptr<DeviceStream> stream_;
   const int query_heads_;  // the most of all layers
-  // Graphs have tables of their own, which never grow. Null without graphs.
   CudaLayers eager_;
-  std::unique_ptr<CudaLayers> replayed_;
+  std::unique_ptr<CudaLayers> replayed_;  // of graphs, with tables that never grow; null without graphs
   std::unique_ptr<CudaGraphs> graphs_;
   const CallLayout layout_;
   CudaPlanLimits limits_;

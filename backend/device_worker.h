@@ -23,6 +23,10 @@ class DeviceWorker {
  public:
   virtual ~DeviceWorker() = default;
 
+  static absl::Status NoGraphs() {
+    return absl::UnimplementedError("graphs: the device kind has none; accepted: device kind cuda");
+  }
+
   // One layer of a step, the CPU worker's part included: new K/V of all tiers are written, then all are attended and
   // the output is written. A device with a queue of its own returns when the work is queued; `call.plan` may then be
   // planned again at once, and what goes wrong later is told by a later call.
@@ -61,11 +65,6 @@ class DeviceWorker {
   virtual int num_workers() const = 0;
   virtual int64_t read_bytes(Tier tier) const = 0;
   virtual DeviceSeconds seconds() const = 0;
-
- private:
-  static absl::Status NoGraphs() {
-    return absl::UnimplementedError("graphs: this device kind has none; accepted: device kind cuda");
-  }
 };
 
 }  // namespace hybridgen

@@ -13,10 +13,6 @@
 #include "backend/emulated_device.h"
 #include "backend/mover.h"
 #include "backend/statistics.h"
-#include "kernels/cpu_features.h"
-#include "kernels/kernel_table.h"
-#include "memory/node_probe.h"
-#include "memory/topology.h"
 #include "scheduler/step_knobs.h"
 
 namespace hybridgen {
@@ -36,14 +32,13 @@ struct KeptForWorker {
 
 class BackendImpl final : public PagedAttentionBackend {
  public:
-  BackendImpl(const BackendOptions& options, const KernelSet* kernels, std::unique_ptr<Executor> executor,
-              const HeadGroups& head_groups, std::shared_ptr<DeviceStream> stream)
+  BackendImpl(const BackendOptions& options, std::shared_ptr<CpuWorker> cpu, std::shared_ptr<DeviceStream> stream)
       : o_(options),
         id_(NextId()),
-        kernels_(kernels),
-        head_groups_(head_groups),
         stream_(std::move(stream)),
-        cpu_owner_(std::make_shared<CpuWorker>(options, kernels, std::move(executor), head_groups)),
+        cpu_owner_(std::move(cpu)),
+        kernels_(cpu_owner_->kernels),
+        head_groups_(cpu_owner_->head_groups),
         executor_(cpu_owner_->executor.get()),
         cpu_(cpu_owner_->attention) {
     StepKnobs knobs;
@@ -149,17 +144,16 @@ class BackendImpl final : public PagedAttentionBackend {
   // Whether the plan is of a step that may run now, and layer `index` of it.
   absl::Status CheckPlan(const char* operation, const Plan& plan) const;
   absl::Status CheckLayerOf(const char* operation, const StepPlan& step, int index) const;
-  absl::Status CheckGraphs(const char* operation) const;
   absl::Status StartEmulatedDevice(const std::shared_ptr<TieredBinding>& tiered);
   absl::Status StartCudaDevice(const std::shared_ptr<TieredBinding>& tiered);
   StepTimings TakeTimings();
 
   BackendOptions o_;
   const uint64_t id_;
-  const KernelSet* const kernels_;
-  const HeadGroups head_groups_;
   const std::shared_ptr<DeviceStream> stream_;  // null but for kind cuda; outlives what is registered with it
   const std::shared_ptr<CpuWorker> cpu_owner_;  // with a device that may hold on to it
+  const KernelSet& kernels_;
+  const HeadGroups& head_groups_;
   Executor* const executor_;
   AttentionWorker& cpu_;
   std::vector<Layer> layers_;
@@ -332,41 +326,26 @@ absl::Status BackendImpl::CheckLayerOf(const char* operation, const StepPlan& st
   return absl::OkStatus();
 }
 
-absl::Status BackendImpl::CheckGraphs(const char* operation) const {
-  if (o_.graph_tokens > 0) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat(operation,
-                   ": the backend was created with graph_tokens 0; accepted: device kind cuda with graph_tokens and "
-                   "graph_pages of the largest graph"));
-}
-
 absl::Status BackendImpl::BeginStep(Plan& plan, const GraphShape* graph, CUstream_st* stream) {
   if (absl::Status status = CheckPlan("begin step", plan); !status.ok()) return status;
-  if (CaptureOf(plan).has_value()) {
-    return absl::InvalidArgumentError("begin step: the plan was made for a capture; accepted: a plan of plan step");
-  }
-  if (graph != nullptr) {
-    if (absl::Status status = CheckGraphs("begin step"); !status.ok()) return status;
-  }
   const StepPlan& step = StepOf(plan);
   if (step.num_tokens == 0 && step.tokens_written == 0 && graph == nullptr) return absl::OkStatus();
   for (int i = 0; i < static_cast<int>(layers_.size()); ++i) {
     if (absl::Status status = CheckLayerOf("begin step", step, i); !status.ok()) return status;
   }
-  if (device_ == nullptr) return absl::OkStatus();
+  if (device_ == nullptr) return graph == nullptr ? absl::OkStatus() : DeviceWorker::NoGraphs();
   return device_->BeginStep(step, layers_[0].pages.pool_page_bytes, graph, stream);
 }
 
 absl::Status BackendImpl::CheckReplay(const Plan& plan, const GraphShape& graph) {
   if (absl::Status status = CheckPlan("check replay", plan); !status.ok()) return status;
-  if (absl::Status status = CheckGraphs("check replay"); !status.ok()) return status;
-  return device_->CheckReplay(plan.step(), graph);
+  return device_ == nullptr ? DeviceWorker::NoGraphs() : device_->CheckReplay(plan.step(), graph);
 }
 
 absl::Status BackendImpl::PlanCapture(const GraphShape& graph, Plan& plan, CUstream_st* stream) {
   BackendOf(plan) = 0;
-  if (absl::Status status = CheckGraphs("plan capture"); !status.ok()) return status;
   if (absl::Status status = BeReadyToPlan("plan capture"); !status.ok()) return status;
+  if (device_ == nullptr) return DeviceWorker::NoGraphs();
   StepOf(plan).Clear();
   for (int i = 0; i < static_cast<int>(layers_.size()); ++i) {
     if (absl::Status status = CheckLayerOf("plan capture", plan.step(), i); !status.ok()) return status;
@@ -449,7 +428,7 @@ std::string BackendImpl::StatisticsJson() const {
   BackendStatistics s;
   s.device_kind = DeviceKindName(o_.device_kind);
   s.binding = o_.binding == Binding::kIdentity ? "identity" : "tiered";
-  s.kernels = kernels_->name;
+  s.kernels = kernels_.name;
   s.executor = executor_->description();
   s.steps = steps_;
   s.tokens_written = tokens_written_;
@@ -513,31 +492,9 @@ absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> PagedAttentionBackend::Cr
       return status;
     }
   }
-  const CpuFeatures features = DetectCpuFeatures();
-  const KernelSet* kernels = &SelectKernelSet(features);
-  if (!options.isa_is_auto) {
-    absl::StatusOr<const KernelSet*> wanted = FindKernelSet(features, options.isa);
-    if (!wanted.ok()) return wanted.status();
-    kernels = *wanted;
-  }
-  absl::StatusOr<std::unique_ptr<Executor>> executor = CreateTeam(options);
-  if (!executor.ok()) return executor.status();
-  HeadGroups head_groups;
-  if (options.binding == Binding::kTiered) {
-    HeadGroupRequest request;
-    request.wanted = options.head_groups;
-    request.num_kv_heads = options.num_kv_heads;
-    request.dram_node = options.dram_node;
-    request.allowed_cpus = *executor != nullptr   ? CpusOf(**executor)
-                           : options.cpus.empty() ? AllowedCpus()
-                                                  : options.cpus;
-    absl::StatusOr<HeadGroups> chosen = ChooseHeadGroups(request, ReadTopology());
-    if (!chosen.ok()) return chosen.status();
-    head_groups = *std::move(chosen);
-  }
-  if (*executor == nullptr) executor = CreatePool(options, head_groups);
-  if (!executor.ok()) return executor.status();
-  return std::make_unique<BackendImpl>(options, kernels, *std::move(executor), head_groups, std::move(stream));
+  absl::StatusOr<std::shared_ptr<CpuWorker>> cpu = CreateCpuWorker(options);
+  if (!cpu.ok()) return cpu.status();
+  return std::make_unique<BackendImpl>(options, *std::move(cpu), std::move(stream));
 }
 
 }  // namespace hybridgen

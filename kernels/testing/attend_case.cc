@@ -230,7 +230,7 @@ AttendResult RunSteps(const KernelSet& kernels, const std::vector<AttendStep>& s
     AttendArgs args = step.data->Args(kv_head);
     args.pages = step.pages.data();
     args.num_pages = static_cast<int>(step.pages.size());
-    result.status = kernels.attend(tile, args, state, scratch.data());
+    result.status = kernels.attend(args.geometry)(tile, args, state, scratch.data());
     if (result.status != KernelResult::kOk) break;
   }
   RowOutput out;
@@ -287,16 +287,16 @@ void CheckCase(const KernelSet& kernels, const AttendCase& c) {
   }
 }
 
-const std::vector<const KernelSet*>& RunnableKernelSets() {
-  static const std::vector<const KernelSet*>* const kSets = [] {
+const std::vector<KernelSet>& RunnableKernelSets() {
+  static const std::vector<KernelSet>* const kSets = [] {
     const CpuFeatures features = DetectCpuFeatures();
-    auto* sets = new std::vector<const KernelSet*>;
-    for (const KernelSet& row : AllKernelSets()) {
-      const std::string missing = MissingFeatures(features, row.isa);
-      if (missing.empty()) {
-        sets->push_back(&row);
+    auto* sets = new std::vector<KernelSet>;
+    for (const Isa isa : AllIsas()) {
+      const absl::StatusOr<KernelSet> set = FindKernels(features, isa);
+      if (set.ok()) {
+        sets->push_back(*set);
       } else {
-        std::printf("SKIPPED: kernels '%s': this CPU lacks %s\n", row.name, missing.c_str());
+        std::printf("SKIPPED: %s\n", std::string(set.status().message()).c_str());
       }
     }
     return sets;

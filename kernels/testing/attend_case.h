@@ -98,7 +98,7 @@ void ExpectMatchesOracle(AttendData& data, int kv_head, const AttendResult& resu
 void CheckCase(const KernelSet& kernels, const AttendCase& c);
 
 // Kernel sets of this CPU. Prints the ones that it lacks, once.
-const std::vector<const KernelSet*>& RunnableKernelSets();
+const std::vector<KernelSet>& RunnableKernelSets();
 
 // HYBRIDGEN_TEST_SEED or `fallback`; prints the seed and the command that repeats the test with it.
 uint32_t TestSeed(const char* target, uint32_t fallback);

@@ -28,9 +28,9 @@ struct Setting {
 };
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr int kReplays = 6;  // sanitizers multiply the executor's time
+constexpr int kReplays = 3;  // sanitizers multiply the executor's time
 #else
-constexpr int kReplays = 30;
+constexpr int kReplays = 12;
 #endif
 constexpr int kDevicePages = 6;
 constexpr int kBlocks = 49;
@@ -102,22 +102,13 @@ void Drive(const Setting& s, Mode mode, int steps, Answers& answers) {
 
 class GraphTest : public testing::TestWithParam<Setting> {};
 
-TEST_P(GraphTest, ReplayedStepsMatchTheOracle) {
-  Answers answers;
-  Drive(GetParam(), Mode::kGraphs, 0, answers);
-}
-
-// Where an eager step launches the same kernels on the same plan. Copies finish between steps, so both plan alike; an
-// item of a graph with drafts may be attended by a kernel for more rows.
-TEST_P(GraphTest, ReplayedStepsAnswerAsEagerOnesBitForBit) {
+TEST_P(GraphTest, ReplayedStepsMatchTheOracleAndEagerOnes) {
   const Setting& s = GetParam();
-  if (s.drafts > 0 || s.steps_ahead > 1 || s.mover_gigabytes_per_second > 0) {
-    GTEST_SKIP() << "plans or kernels may differ: drafts " << s.drafts << ", steps ahead " << s.steps_ahead
-                 << ", mover " << s.mover_gigabytes_per_second;
-  }
   Answers graphs, eager;
   Drive(s, Mode::kGraphs, 0, graphs);
-  if (HasFailure()) return;
+  // Bit for bit where an eager step launches the same kernels on the same plan. Copies finish between steps that are
+  // looked at one by one, so both plan alike; with drafts a graph may have kernels for more rows than a step needs.
+  if (HasFailure() || s.drafts > 0 || s.steps_ahead > 1 || s.mover_gigabytes_per_second > 0) return;
   Drive(s, Mode::kEager, graphs.steps, eager);
   EXPECT_EQ(graphs.digests, eager.digests);
 }
