@@ -150,6 +150,7 @@ class CudaDevice final : public DeviceWorker {
 
   absl::Status TryRunLayer(const LayerCall& call);
   absl::Status TryCaptureLayer(const LayerCall& call);
+  absl::Status CheckNotCaptured(CUstream_st* stream);
   absl::Status CheckPages(const LayerCall& call) const;
   absl::Status FreePart(CUstream_st* stream);
   void Build(const StepPlan& plan, uint64_t page_bytes, const CudaGraph* graph, CudaStep& step);
@@ -268,6 +269,7 @@ absl::Status CudaDevice::BeginCapture(const GraphShape& shape, uint64_t page_byt
 // Until the part, sources and joint plan of the step after this one are free: the step before the present one used
 // them.
 absl::Status CudaDevice::FreePart(CUstream_st* stream) {
+  if (absl::Status status = CheckNotCaptured(stream); !status.ok()) return status;
   if (absl::Status status = stream_->SwitchTo(stream); !status.ok()) return status;
   if (absl::Status status = EndStep(); !status.ok()) return status;
   while (open_.size() >= kStepsInFlight) {
@@ -391,6 +393,14 @@ absl::Status CudaDevice::TryDrain() {
 
 // ---- Layers ----
 
+absl::Status CudaDevice::CheckNotCaptured(CUstream_st* stream) {
+  absl::StatusOr<bool> capturing = stream_->Capturing(stream);
+  if (!capturing.ok() || !*capturing) return capturing.status();
+  return absl::FailedPreconditionError(
+      "forward: the stream is captured in a graph, and this plan is of one step; accepted: layers of a plan made for a "
+      "capture (graph_tokens of the backend), or eager launches (piecewise graphs leave attention out)");
+}
+
 absl::Status CudaDevice::CheckPages(const LayerCall& call) const {
   if (call.pages->pool_page_bytes == limits_.page_bytes) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -399,13 +409,7 @@ absl::Status CudaDevice::CheckPages(const LayerCall& call) const {
 }
 
 absl::Status CudaDevice::TryRunLayer(const LayerCall& call) {
-  absl::StatusOr<bool> capturing = stream_->Capturing(call.stream);
-  if (!capturing.ok()) return capturing.status();
-  if (*capturing) {
-    return absl::FailedPreconditionError(
-        "forward: the stream is captured in a graph, and this plan is of one step; accepted: a plan made for a capture "
-        "(graph_tokens of the backend), or eager launches (piecewise graphs leave attention out)");
-  }
+  if (absl::Status status = CheckNotCaptured(call.stream); !status.ok()) return status;
   if (begun_ != Begun::kEager || call.plan->step != step_) {
     if (begun_ == Begun::kReplay && call.plan->step == step_) {
       return absl::FailedPreconditionError(

@@ -171,7 +171,7 @@ REFUSED = {
     "dtype not supported (torch.float32": ({}, dict(dtype="float32")),
     "head_size not supported (80": ({}, dict(hf_overrides={"head_dim": 80})),
     "block_size not supported (24": ({}, dict(block_size=24)),
-    "CUDA graphs that hold attention": ({}, dict(compilation_config={"cudagraph_mode": "FULL"})),
+    "CUDA graphs of mixed batches that hold attention": ({}, dict(compilation_config={"cudagraph_mode": "FULL"})),
     "microbatches": ({}, dict(ubatch_size=2)),
     "asynchronous scheduling": (
         {},
@@ -183,6 +183,7 @@ REFUSED = {
     ),
     "host tiers without kv_cache_memory_bytes": (TIERED, {}),
     "KV offloading": (TIERED, dict(kv_cache_memory_bytes=32 << 20, kv_offloading_size=0.01)),
+    "worker_cls=my.Worker": ({"full_graphs": 1}, dict(worker_cls="my.Worker")),
     "worker_cls=somebody.Worker": (TIERED, dict(kv_cache_memory_bytes=32 << 20, worker_cls="somebody.Worker")),
 }
 

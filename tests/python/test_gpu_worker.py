@@ -18,6 +18,7 @@ from vllm.config import CUDAGraphMode, DeviceConfig, VllmConfig
 from vllm.forward_context import BatchDescriptor
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from hybridgen import config, engine
 from hybridgen.backend import HybridGenImpl, HybridGenMetadataBuilder
@@ -335,9 +336,9 @@ def test_identity_has_an_engine_for_each_kv_cache_group(worker_of):
 
 def test_vllms_runner_decides_before_it_asks_for_metadata():
     """What the worker follows: the mode and the padded size come first in the decision."""
-    source = inspect.getsource(vllm_worker.GPUModelRunner.execute_model)
+    source = inspect.getsource(GPUModelRunner.execute_model)
     assert 0 < source.index("_determine_batch_execution_and_padding(") < source.index("_build_attention_metadata(")
-    decide = inspect.signature(vllm_worker.GPUModelRunner._determine_batch_execution_and_padding)
+    decide = inspect.signature(GPUModelRunner._determine_batch_execution_and_padding)
     assert typing.get_args(decide.return_annotation)[:2] == (CUDAGraphMode, BatchDescriptor)
 
 

@@ -30,7 +30,7 @@ struct Setting {
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 constexpr int kReplays = 3;  // sanitizers multiply the executor's time
 #else
-constexpr int kReplays = 12;
+constexpr int kReplays = 6;
 #endif
 constexpr int kDevicePages = 6;
 constexpr int kBlocks = 49;
@@ -115,12 +115,12 @@ TEST_P(GraphTest, ReplayedStepsMatchTheOracleAndEagerOnes) {
 
 INSTANTIATE_TEST_SUITE_P(
     All, GraphTest,
-    testing::Values(Setting{"identity", Binding::kIdentity, DType::kFloat16, 2, 2, 0, 1, 0, 0},
+    testing::Values(Setting{"identity", Binding::kIdentity, DType::kFloat16, 1, 4, 0, 1, 0, 0},
                     Setting{"identity_bf16_ahead", Binding::kIdentity, DType::kBFloat16, 1, 8, 0, 3, 0, 0},
                     Setting{"tiered", Binding::kTiered, DType::kBFloat16, 2, 2, 0, 1, 0, 0},
                     Setting{"tiered_drafts", Binding::kTiered, DType::kFloat16, 1, 4, 2, 1, 0, 0},
                     Setting{"tiered_ahead_mover", Binding::kTiered, DType::kFloat16, 2, 1, 0, 4, 0, 1.0},
-                    Setting{"two_head_groups", Binding::kTiered, DType::kFloat16, 4, 1, 0, 1, 2, 0}),
+                    Setting{"two_head_groups", Binding::kTiered, DType::kFloat16, 2, 2, 0, 1, 2, 0}),
     [](const testing::TestParamInfo<Setting>& info) { return std::string(info.param.name); });
 
 }  // namespace
