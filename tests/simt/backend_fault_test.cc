@@ -238,8 +238,7 @@ TEST_F(CudaFaultTest, AWorkerThatIsLateInAReplayEndsTheBackendAndNoTokenLeaves) 
   EXPECT_FALSE(stream_->Synchronize().ok()) << "the stream has failed, as the engine sees";
   ExpectNothingWritten();
   const absl::Status status = ErrorOfLaterSteps();
-  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
-  EXPECT_TRUE(absl::StrContains(status.message(), "CPU worker")) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "CPU worker did not answer")) << status;
   EXPECT_EQ(ErrorOfLaterSteps().code(), absl::StatusCode::kFailedPrecondition);
   ExpectNothingWritten();
 }
