@@ -81,6 +81,8 @@ absl::Status Validate(const BackendOptions& o) {
            CheckRange("num_threads", o.num_threads, 0, kMaxThreads),
            CheckRange("device_threads", o.device_threads, 1, kMaxThreads),
            CheckRange("max_call_rows", o.max_call_rows, 1, 65536),
+           CheckRange("graph_tokens", o.graph_tokens, 0, 65536),
+           CheckRange("graph_pages", o.graph_pages, 0, INT32_MAX),
            CheckRange("speculative_tokens", o.speculative_tokens, 0, 4096),
            CheckRange("dram_bytes", o.dram_bytes, 0, INT64_MAX),
            CheckRange("cxl_bytes", o.cxl_bytes, 0, INT64_MAX),
@@ -127,6 +129,15 @@ absl::Status Validate(const BackendOptions& o) {
   if (o.device_kind == DeviceKind::kCuda && o.streaming_share != 0) {
     return absl::UnimplementedError(
         absl::StrCat("create backend: streaming_share is ", o.streaming_share, "; accepted with device_kind cuda: 0"));
+  }
+  if (o.graph_tokens != 0 && o.device_kind != DeviceKind::kCuda) {
+    return absl::UnimplementedError(absl::StrCat("create backend: graph_tokens is ", o.graph_tokens,
+                                                 "; accepted with device_kind ", DeviceKindName(o.device_kind), ": 0"));
+  }
+  if ((o.graph_tokens != 0) != (o.graph_pages != 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: graph_tokens is ", o.graph_tokens,
+                                                   " and graph_pages ", o.graph_pages,
+                                                   "; accepted: both 0 (no graphs), or both 1 or more"));
   }
   if (o.binding == Binding::kTiered && o.dram_bytes == 0 && o.cxl_bytes == 0) {
     return absl::InvalidArgumentError(

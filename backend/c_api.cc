@@ -180,6 +180,8 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
   o.mover_gigabytes_per_second = c->mover_gigabytes_per_second;
   o.head_groups = c->head_groups;
   o.cuda_device = c->cuda_device;
+  o.graph_tokens = c->graph_tokens;
+  o.graph_pages = c->graph_pages;
   if (c->timeout_seconds != 0) {
     constexpr double kMaxSeconds = 1e6;
     if (!(c->timeout_seconds > 0 && c->timeout_seconds <= kMaxSeconds)) {
@@ -205,9 +207,24 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
   return o;
 }
 
+absl::StatusOr<hybridgen::GraphShape> ReadGraph(const char* call, const hg_graph* graph) {
+  absl::StatusOr<hg_graph> g = ReadStruct(call, "graph", graph, offsetof(hg_graph, query_tokens) + sizeof(int32_t));
+  if (!g.ok()) return g.status();
+  return hybridgen::GraphShape{g->num_tokens, g->query_tokens};
+}
+
 hybridgen::TensorView View(const hg_tensor* tensor) {
   if (tensor == nullptr) return {};
   return {tensor->data, tensor->token_stride, tensor->head_stride};
+}
+
+// Fills *plan, or a new one if it is null.
+absl::Status FillPlan(hg_plan** plan, absl::FunctionRef<absl::Status(hybridgen::Plan&)> fill) {
+  std::unique_ptr<hg_plan> made;
+  if (*plan == nullptr) made = std::make_unique<hg_plan>();
+  absl::Status status = fill(made != nullptr ? made->impl : (*plan)->impl);
+  if (status.ok() && made != nullptr) *plan = made.release();
+  return status;
 }
 
 // Copies the text that `read` returns; a wrong buffer is refused before anything is read.
@@ -398,11 +415,37 @@ hg_status hg_backend_plan_step(hg_backend* backend, const hg_batch* batch, hg_pl
       step.has_slot_mapping = true;
       step.slot_mapping = {b->slot_mapping, static_cast<size_t>(b->num_slots)};
     }
-    std::unique_ptr<hg_plan> made;
-    if (*plan == nullptr) made = std::make_unique<hg_plan>();
-    absl::Status status = impl.PlanStep(step, made != nullptr ? made->impl : (*plan)->impl);
-    if (status.ok() && made != nullptr) *plan = made.release();
-    return status;
+    return FillPlan(plan, [&](hybridgen::Plan& to) { return impl.PlanStep(step, to); });
+  });
+}
+
+hg_status hg_backend_plan_capture(hg_backend* backend, const hg_graph* graph, void* stream, hg_plan** plan) {
+  return WithBackend("plan capture", backend, [&](PagedAttentionBackend& impl) -> absl::Status {
+    if (plan == nullptr) return Null("plan capture", "plan");
+    absl::StatusOr<hybridgen::GraphShape> shape = ReadGraph("plan capture", graph);
+    if (!shape.ok()) return shape.status();
+    return FillPlan(
+        plan, [&](hybridgen::Plan& to) { return impl.PlanCapture(*shape, to, static_cast<CUstream_st*>(stream)); });
+  });
+}
+
+hg_status hg_backend_begin_step(hg_backend* backend, hg_plan* plan, const hg_graph* graph, void* stream) {
+  return WithBackend("begin step", backend, [&](PagedAttentionBackend& impl) -> absl::Status {
+    if (plan == nullptr) return Null("begin step", "plan");
+    const auto queue = static_cast<CUstream_st*>(stream);
+    if (graph == nullptr) return impl.BeginStep(plan->impl, nullptr, queue);
+    absl::StatusOr<hybridgen::GraphShape> shape = ReadGraph("begin step", graph);
+    if (!shape.ok()) return shape.status();
+    return impl.BeginStep(plan->impl, &*shape, queue);
+  });
+}
+
+hg_status hg_backend_check_replay(hg_backend* backend, const hg_plan* plan, const hg_graph* graph) {
+  return WithBackend("check replay", backend, [&](PagedAttentionBackend& impl) -> absl::Status {
+    if (plan == nullptr) return Null("check replay", "plan");
+    absl::StatusOr<hybridgen::GraphShape> shape = ReadGraph("check replay", graph);
+    if (!shape.ok()) return shape.status();
+    return impl.CheckReplay(plan->impl, *shape);
   });
 }
 

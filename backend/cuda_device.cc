@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "backend/cuda_copies.h"
+#include "backend/cuda_graphs.h"
 #include "backend/cuda_host_part.h"
 #include "backend/cuda_layers.h"
 #include "backend/cuda_plan.h"
@@ -22,6 +23,12 @@ static_assert(kStepsInFlight == kTableSources, "steps in flight take turns at th
 // Query rows of an item up to which decode reads its pages once.
 constexpr int kDecodeRows = 16;
 
+// What the device says of a step behind it: a copy of the words that its kernels write.
+struct StepReport {
+  uint64_t runs;    // JointPlan::runs
+  uint32_t status;  // AttendParams::status
+};
+
 int MostQueryHeads(const CudaDeviceOptions& options) {
   int most = options.num_kv_heads;
   for (const LayerParams& layer : options.layers) most = std::max(most, layer.num_query_heads);
@@ -34,8 +41,7 @@ class CudaDevice final : public DeviceWorker {
       : o_(options),
         stream_(std::move(stream)),
         query_heads_(MostQueryHeads(options)),
-        memory_(stream_.get(), query_heads_, options.head_size),
-        layers_(stream_.get(), &memory_, options.dtype, options.head_size, options.num_kv_heads),
+        eager_(stream_.get(), query_heads_, options.dtype, options.head_size, options.num_kv_heads),
         layout_(options.max_call_rows, query_heads_, options.num_kv_heads, options.head_size, options.dtype) {
     limits_.decode_tokens = std::max(1, kDecodeRows / (query_heads_ / o_.num_kv_heads));
     limits_.page_tokens = o_.page_tokens;
@@ -52,6 +58,12 @@ class CudaDevice final : public DeviceWorker {
     if (o_.host_tiers != nullptr) {
       copies_ = std::make_unique<CudaCopies>(stream_.get(), o_.host_tiers, o_.stored_layers);
     }
+    const int layers = static_cast<int>(o_.layers.size());
+    graphs_ = std::make_unique<CudaGraphs>(CudaGraphLimits{o_.graph_tokens, o_.graph_pages, limits_.decode_tokens,
+                                                           stream_->num_processors(), limits_.windows.size(), layers,
+                                                           o_.host_tiers != nullptr});
+    if (o_.graph_tokens == 0) return;
+    replayed_ = std::make_unique<CudaLayers>(stream_.get(), query_heads_, o_.dtype, o_.head_size, o_.num_kv_heads);
   }
 
   ~CudaDevice() override {
@@ -65,8 +77,13 @@ class CudaDevice final : public DeviceWorker {
 
   absl::Status RunLayer(const LayerCall& call) override {
     if (!dead_.ok()) return Dead();
-    return Die(TryRunLayer(call));
+    return Die(call.capture == nullptr ? TryRunLayer(call) : TryCaptureLayer(call));
   }
+
+  absl::Status BeginStep(const StepPlan& plan, uint64_t page_bytes, const GraphShape* graph,
+                         CUstream_st* stream) override;
+  absl::Status CheckReplay(const StepPlan& plan, const GraphShape& graph) override;
+  absl::Status BeginCapture(const GraphShape& graph, uint64_t page_bytes, CUstream_st* stream) override;
 
   absl::Status EnqueueCopies(std::vector<CopyTask> tasks) override {
     if (!dead_.ok()) return Dead();
@@ -93,7 +110,7 @@ class CudaDevice final : public DeviceWorker {
     if (!dead_.ok()) return newest;  // nothing runs any more
     if (absl::Status status = Die(NoteCompleted()); !status.ok()) return newest;
     if (!open_.empty()) return std::min(newest, open_.front().step - 1);
-    return step_ != 0 ? std::min(newest, step_ - 1) : newest;
+    return begun_ != Begun::kNothing ? std::min(newest, step_ - 1) : newest;
   }
 
   int num_workers() const override { return stream_->num_processors(); }
@@ -105,10 +122,18 @@ class CudaDevice final : public DeviceWorker {
   }
 
  private:
+  // How the layers of the present step come.
+  enum class Begun : uint8_t {
+    kNothing,  // there is no present step
+    kEager,    // by RunLayer
+    kReplay,   // in a graph that the caller queues
+    kCapture,  // a step without tokens, for a capture
+  };
   // A step whose layers are all queued, and the place behind them.
   struct OpenStep {
     int64_t step = 0;
     int parity = 0;
+    Begun begun = Begun::kEager;
     StreamMark mark = 0;
   };
 
@@ -125,7 +150,12 @@ class CudaDevice final : public DeviceWorker {
   }
 
   absl::Status TryRunLayer(const LayerCall& call);
-  absl::Status BeginStep(const LayerCall& call);
+  absl::Status TryCaptureLayer(const LayerCall& call);
+  absl::Status CheckNotCaptured(CUstream_st* stream);
+  absl::Status CheckPages(const LayerCall& call) const;
+  absl::Status FreePart(CUstream_st* stream);
+  void Build(const StepPlan& plan, uint64_t page_bytes, const CudaGraph* graph, CudaStep& step);
+  absl::Status TakeUp(Begun begun);
   absl::Status EndStep();
   absl::Status BeginJoint(const std::shared_ptr<CudaHostPart>& part);
   absl::Status NoteCompleted();
@@ -133,41 +163,48 @@ class CudaDevice final : public DeviceWorker {
   absl::Status WaitFor(const OpenStep& step);
   absl::Status Note(const OpenStep& step);
 
-  LayerJointCall Call(int index) {
-    const uint32_t number = static_cast<uint32_t>(layers_run_ * static_cast<int>(step().calls.size()) + index);
-    return {index, number, first_sequence_ + number};
-  }
   CudaStep& step() { return parts_[parity_]->step(); }
+  CudaLayers& LayersOf(Begun begun) { return begun == Begun::kEager ? eager_ : *replayed_; }
+  void CountReads(int layer, const LayerPages& pages, const CudaStep& step) {
+    read_bytes_ += step.device_tokens[window_of_[layer]] * 2 * o_.num_kv_heads * o_.head_size *
+                   static_cast<int64_t>(DTypeSize(pages.pool.dtype));
+  }
 
   const CudaDeviceOptions o_;
   const std::shared_ptr<DeviceStream> stream_;
   const int query_heads_;  // the most of all layers
-  CudaStepMemory memory_;
-  CudaLayers layers_;
+  CudaLayers eager_;
+  std::unique_ptr<CudaLayers> replayed_;  // of graphs, with tables that never grow; null without graphs
+  std::unique_ptr<CudaGraphs> graphs_;
   const CallLayout layout_;
   CudaPlanLimits limits_;
   std::vector<int> window_of_;                           // [layer] in limits_.windows
   std::unique_ptr<CudaCopies> copies_;                   // null without host tiers
   std::shared_ptr<CudaHostPart> parts_[kStepsInFlight];  // by parity of the step; the joint's work owns them too
   std::shared_ptr<void> plan_memory_;                    // JointPlan, device
-  std::shared_ptr<void> status_copy_;                    // pinned, [parity]
+  std::shared_ptr<void> reports_;                        // pinned StepReport [parity]
   std::unique_ptr<JointDispatcher> joint_;               // null without host tiers
-  uint64_t first_sequence_ = 0;                          // of the present step
 
   absl::Status dead_;
-  int64_t step_ = 0;  // the present step; 0: none
+  Begun begun_ = Begun::kNothing;
+  int64_t step_ = 0;  // the present step, or the last one
   int parity_ = 1;
-  int layers_run_ = 0;  // of the present step
+  int layers_run_ = 0;             // of the present step
+  CudaGraph* captured_ = nullptr;  // with kCapture
+  CudaStep asked_;                 // of CheckReplay
   std::deque<OpenStep> open_;
   int64_t read_bytes_ = 0;
 };
 
 absl::Status CudaDevice::Start() {
-  if (absl::Status status = memory_.AddLayers(o_.layers); !status.ok()) return status;
-  if (absl::Status status = layers_.Start(); !status.ok()) return status;
-  absl::StatusOr<std::shared_ptr<void>> copy = stream_->AllocatePinned(kStepsInFlight * sizeof(uint32_t));
-  if (!copy.ok()) return copy.status();
-  status_copy_ = *std::move(copy);
+  if (absl::Status status = eager_.Start(o_.layers); !status.ok()) return status;
+  if (replayed_ != nullptr) {
+    if (absl::Status status = replayed_->Start(o_.layers); !status.ok()) return status;
+    if (absl::Status status = replayed_->memory().Grow(graphs_->Largest()); !status.ok()) return status;
+  }
+  absl::StatusOr<std::shared_ptr<void>> reports = stream_->AllocatePinned(kStepsInFlight * sizeof(StepReport));
+  if (!reports.ok()) return reports.status();
+  reports_ = *std::move(reports);
   if (o_.host_tiers == nullptr) return absl::OkStatus();
   JointOptions joint = o_.joint;
   joint.bytes = layout_.bytes;
@@ -182,35 +219,96 @@ absl::Status CudaDevice::Start() {
   plan_memory_ = *std::move(plan);
   JointTable table = joint_->memory().table();
   table.plan = static_cast<JointPlan*>(plan_memory_.get());
-  layers_.set_joint(table, layout_);
+  eager_.set_joint(table, layout_);
+  if (replayed_ != nullptr) replayed_->set_joint(table, layout_);
   return absl::OkStatus();
 }
 
 // ---- Steps ----
 
-absl::Status CudaDevice::BeginStep(const LayerCall& call) {
+absl::Status CudaDevice::BeginStep(const StepPlan& plan, uint64_t page_bytes, const GraphShape* shape,
+                                   CUstream_st* stream) {
+  if (!dead_.ok()) return Dead();
+  CudaGraph* graph = nullptr;
+  if (shape != nullptr) {
+    absl::StatusOr<CudaGraph*> found = graphs_->Find(*shape);
+    if (!found.ok()) return found.status();
+    graph = *found;
+  }
+  if (absl::Status status = Die(FreePart(stream)); !status.ok()) return status;
+  CudaHostPart& part = *parts_[1 - parity_];
+  Build(plan, page_bytes, graph, part.step());
+  if (graph == nullptr) return Die(TakeUp(Begun::kEager));
+  if (absl::Status status = graphs_->Pad(*graph, part.step()); !status.ok()) return status;
+  for (size_t i = 0; i < graph->layers.size(); ++i) {
+    part.SetLayer(static_cast<int>(i), graph->layers[i]);
+    CountReads(graph->layers[i].layer, graph->layers[i].pages, part.step());
+  }
+  return Die(TakeUp(Begun::kReplay));
+}
+
+absl::Status CudaDevice::CheckReplay(const StepPlan& plan, const GraphShape& shape) {
+  absl::StatusOr<CudaGraph*> graph = graphs_->Find(shape);
+  if (!graph.ok()) return graph.status();
+  Build(plan, limits_.page_bytes, *graph, asked_);
+  return graphs_->Pad(**graph, asked_);
+}
+
+absl::Status CudaDevice::BeginCapture(const GraphShape& shape, uint64_t page_bytes, CUstream_st* stream) {
+  if (!dead_.ok()) return Dead();
+  absl::StatusOr<CudaGraph*> graph = graphs_->Make(shape);
+  if (!graph.ok()) return graph.status();
+  captured_ = *graph;
+  if (absl::Status status = Die(FreePart(stream)); !status.ok()) return status;
+  CudaStep& step = parts_[1 - parity_]->step();
+  Build(StepPlan(), page_bytes, captured_, step);
+  step.step = step_ + 1;  // no step is done before this one
+  if (absl::Status status = graphs_->Pad(*captured_, step); !status.ok()) return status;
+  return Die(TakeUp(Begun::kCapture));
+}
+
+// Until the part, sources and joint plan of the step after this one are free: the step before the present one used
+// them.
+absl::Status CudaDevice::FreePart(CUstream_st* stream) {
+  if (absl::Status status = CheckNotCaptured(stream); !status.ok()) return status;
+  if (absl::Status status = stream_->SwitchTo(stream); !status.ok()) return status;
   if (absl::Status status = EndStep(); !status.ok()) return status;
-  // The step before the last one used the same part, sources and plan.
   while (open_.size() >= kStepsInFlight) {
     if (absl::Status status = WaitFor(open_.front()); !status.ok()) return status;
   }
-  parity_ = 1 - parity_;
-  const std::shared_ptr<CudaHostPart>& part = parts_[parity_];
-  limits_.page_bytes = call.pages->pool_page_bytes;
-  BuildCudaStep(*call.plan, limits_, part->step());
+  return absl::OkStatus();
+}
+
+void CudaDevice::Build(const StepPlan& plan, uint64_t page_bytes, const CudaGraph* graph, CudaStep& step) {
+  limits_.page_bytes = page_bytes;
+  limits_.rows = graph == nullptr ? 0 : graph->shape.num_tokens;
+  BuildCudaStep(plan, limits_, step);
+}
+
+// Queues what the next part's step, which has been built, brings to the device, and makes it the present one.
+absl::Status CudaDevice::TakeUp(Begun begun) {
+  const std::shared_ptr<CudaHostPart>& part = parts_[1 - parity_];
   const CudaStep& built = part->step();
   if (!built.calls.empty() && joint_ == nullptr) {
     return absl::InternalError("cuda device: the plan names host pages, and the device was made without host tiers");
   }
   part->Reserve(query_heads_);
-  if (!memory_.Holds(built)) {
+  CudaStepMemory& memory = LayersOf(begun).memory();
+  if (begun == Begun::kEager && !memory.Holds(built)) {
     if (absl::Status status = TryDrain(); !status.ok()) return status;
-    if (absl::Status status = memory_.Grow(built); !status.ok()) return status;
+    if (absl::Status status = memory.Grow(built); !status.ok()) return status;
   }
-  if (absl::Status status = memory_.Upload(built, parity_); !status.ok()) return status;
+  parity_ = 1 - parity_;
+  if (absl::Status status = memory.Upload(built, parity_); !status.ok()) return status;
   if (!built.calls.empty()) {
     if (absl::Status status = BeginJoint(part); !status.ok()) return status;
+  } else if (begun != Begun::kEager && joint_ != nullptr) {  // the graph's calls do nothing
+    const JointPlan* const idle = &joint_->memory().idle_plan();
+    if (absl::Status status = stream_->CopyToDevice(plan_memory_.get(), idle, sizeof(*idle)); !status.ok()) {
+      return status;
+    }
   }
+  begun_ = begun;
   step_ = built.step;
   layers_run_ = 0;
   return absl::OkStatus();
@@ -222,10 +320,7 @@ absl::Status CudaDevice::BeginJoint(const std::shared_ptr<CudaHostPart>& part) {
   for (;;) {
     absl::StatusOr<const JointPlan*> plan =
         joint_->BeginStep(calls, [part](const JointCall& joint) { return part->Answer(joint); });
-    if (plan.ok()) {
-      first_sequence_ = (*plan)->first_sequence;
-      return stream_->CopyToDevice(plan_memory_.get(), *plan, sizeof(JointPlan));
-    }
+    if (plan.ok()) return stream_->CopyToDevice(plan_memory_.get(), *plan, sizeof(JointPlan));
     // The device has passed the step before the last, so its answers are out; the dispatcher is about to put it away.
     if (!joint_->status().ok() || std::chrono::steady_clock::now() > deadline) return plan.status();
     std::this_thread::yield();
@@ -233,26 +328,37 @@ absl::Status CudaDevice::BeginJoint(const std::shared_ptr<CudaHostPart>& part) {
 }
 
 absl::Status CudaDevice::EndStep() {
-  if (step_ == 0) return absl::OkStatus();
+  if (begun_ == Begun::kNothing) return absl::OkStatus();
   const int layers = static_cast<int>(o_.layers.size());
-  if (!step().calls.empty() && layers_run_ != layers) {
+  if (begun_ == Begun::kEager && !step().calls.empty() && layers_run_ != layers) {
     return absl::FailedPreconditionError(absl::StrCat("forward: step ", step_, " was left after ", layers_run_, " of ",
                                                       layers, " layers; run every layer of a plan once, in order"));
   }
-  uint32_t* const copy = static_cast<uint32_t*>(status_copy_.get()) + parity_;
-  if (absl::Status status = stream_->CopyToHost(copy, layers_.status_word(), sizeof(*copy)); !status.ok())
+  StepReport* const report = static_cast<StepReport*>(reports_.get()) + parity_;
+  const void* const word = LayersOf(begun_).status_word();
+  if (absl::Status status = stream_->CopyToHost(&report->status, word, sizeof(report->status)); !status.ok()) {
     return status;
+  }
+  if (joint_ != nullptr && begun_ == Begun::kReplay) {
+    const uint64_t* const runs = &static_cast<const JointPlan*>(plan_memory_.get())->runs;
+    if (absl::Status status = stream_->CopyToHost(&report->runs, runs, sizeof(*runs)); !status.ok()) return status;
+  }
   absl::StatusOr<StreamMark> mark = stream_->Mark();
   if (!mark.ok()) return mark.status();
-  open_.push_back({step_, parity_, *mark});
-  step_ = 0;
+  open_.push_back({step_, parity_, begun_, *mark});
+  begun_ = Begun::kNothing;
   return absl::OkStatus();
 }
 
 // What the device says of a step that is done.
 absl::Status CudaDevice::Note(const OpenStep& step) {
-  const uint32_t status = static_cast<const uint32_t*>(status_copy_.get())[step.parity];
-  if ((status & cuda::kStatusInfiniteLogit) == 0) return absl::OkStatus();
+  const StepReport& report = static_cast<const StepReport*>(reports_.get())[step.parity];
+  if (joint_ != nullptr && step.begun == Begun::kReplay && report.runs != 1) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("begin step: the graph of step ", step.step, " was queued ", report.runs,
+                     " times before the next call; queue it once, right behind the begin"));
+  }
+  if ((report.status & cuda::kStatusInfiniteLogit) == 0) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("attend: a logit of step ", step.step,
                    " is +inf (query or key overflowed); accepted: finite or -inf logits. Check the model's weights and "
@@ -276,7 +382,8 @@ absl::Status CudaDevice::NoteCompleted() {
 }
 
 absl::Status CudaDevice::TryDrain() {
-  if (step_ != 0 && (step().calls.empty() || layers_run_ == static_cast<int>(o_.layers.size()))) {
+  // An eager step with calls to come is not over.
+  if (begun_ != Begun::kEager || step().calls.empty() || layers_run_ == static_cast<int>(o_.layers.size())) {
     if (absl::Status status = EndStep(); !status.ok()) return status;
   }
   absl::StatusOr<StreamMark> mark = stream_->Mark();
@@ -287,41 +394,74 @@ absl::Status CudaDevice::TryDrain() {
 
 // ---- Layers ----
 
+absl::Status CudaDevice::CheckNotCaptured(CUstream_st* stream) {
+  absl::StatusOr<bool> capturing = stream_->Capturing(stream);
+  if (!capturing.ok() || !*capturing) return capturing.status();
+  return absl::FailedPreconditionError(
+      "forward: the stream is captured in a graph, and this plan is of one step; accepted: layers of a plan made for a "
+      "capture (graph_tokens of the backend), or eager launches (piecewise graphs leave attention out)");
+}
+
+absl::Status CudaDevice::CheckPages(const LayerCall& call) const {
+  if (call.pages->pool_page_bytes == limits_.page_bytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("cuda device: blocks of layer ", call.layer, " are ", call.pages->pool_page_bytes,
+                   " bytes apart; accepted: ", limits_.page_bytes, ", as in the other layers"));
+}
+
 absl::Status CudaDevice::TryRunLayer(const LayerCall& call) {
-  if (absl::Status status = stream_->SwitchTo(call.stream); !status.ok()) return status;
-  if (absl::Status status = stream_->CheckNotCapturing(); !status.ok()) return status;
-  if (call.plan->step != step_) {
-    if (absl::Status status = BeginStep(call); !status.ok()) return status;
+  if (absl::Status status = CheckNotCaptured(call.stream); !status.ok()) return status;
+  if (begun_ != Begun::kEager || call.plan->step != step_) {
+    if (begun_ == Begun::kReplay && call.plan->step == step_) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("forward: step ", step_, " was begun for a graph; queue the graph, or begin without one"));
+    }
+    if (absl::Status status = BeginStep(*call.plan, call.pages->pool_page_bytes, nullptr, call.stream); !status.ok()) {
+      return status;
+    }
+  } else if (absl::Status status = stream_->SwitchTo(call.stream); !status.ok()) {
+    return status;
   }
   const CudaStep& step = this->step();
-  if (call.pages->pool_page_bytes != limits_.page_bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cuda device: blocks of layer ", call.layer, " are ", call.pages->pool_page_bytes,
-                     " bytes apart; accepted: ", limits_.page_bytes, ", as in the other layers"));
-  }
+  if (absl::Status status = CheckPages(call); !status.ok()) return status;
   if (!step.calls.empty() && layers_run_ == static_cast<int>(o_.layers.size())) {
     return absl::FailedPreconditionError(absl::StrCat("forward: all ", layers_run_, " layers of step ", step.step,
                                                       " have run; run every layer of a plan once, in order"));
   }
-  if (absl::Status status = layers_.WriteKv(call, step); !status.ok()) return status;
-  const int calls = static_cast<int>(step.calls.size());
-  if (calls > 0) {
-    parts_[parity_]->SetLayer(layers_run_, call);
-    if (absl::Status status = layers_.Publish(call, step, Call(0)); !status.ok()) return status;
+  if (!step.calls.empty()) {
+    parts_[parity_]->SetLayer(layers_run_, {call.layer, *call.pages, call.key.data != nullptr});
   }
-  if (absl::Status status = layers_.Attend(call, step, window_of_[call.layer]); !status.ok()) return status;
-  if (absl::Status status = layers_.MergeSplits(call, step); !status.ok()) return status;
-  for (int i = 0; i < calls; ++i) {
-    // One call ahead, whose slot is free since the call before was joined.
-    if (i + 1 < calls) {
-      if (absl::Status status = layers_.Publish(call, step, Call(i + 1)); !status.ok()) return status;
-    }
-    if (absl::Status status = layers_.Join(call, step, Call(i)); !status.ok()) return status;
+  if (absl::Status status = eager_.Run(call, step, window_of_[call.layer], layers_run_); !status.ok()) {
+    return status;
   }
-  read_bytes_ += step.device_tokens[window_of_[call.layer]] * 2 * o_.num_kv_heads * o_.head_size *
-                 static_cast<int64_t>(DTypeSize(call.pages->pool.dtype));
+  CountReads(call.layer, *call.pages, step);
   ++layers_run_;
   return absl::OkStatus();
+}
+
+// A layer of a graph: launched for the graph's counts, into the capture or, to warm up, with the step without tokens.
+absl::Status CudaDevice::TryCaptureLayer(const LayerCall& call) {
+  const int layers = static_cast<int>(o_.layers.size());
+  if (begun_ != Begun::kCapture || captured_->shape.num_tokens != call.capture->num_tokens ||
+      captured_->shape.query_tokens != call.capture->query_tokens || layers_run_ == layers) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "forward: layer ", call.layer, " of the capture of ", call.capture->num_tokens,
+        " tokens does not follow its plan; plan the capture, then run its ", layers, " layers once, in order"));
+  }
+  if (absl::Status status = CheckPages(call); !status.ok()) return status;
+  const HostLayer layer = {call.layer, *call.pages, call.key.data != nullptr};
+  if (static_cast<size_t>(layers_run_) == captured_->layers.size()) captured_->layers.emplace_back();
+  captured_->layers[layers_run_] = layer;
+  absl::StatusOr<bool> capturing = stream_->Capturing(call.stream);
+  if (!capturing.ok()) return capturing.status();
+  if (*capturing) {
+    stream_->BeginCapture(call.stream);
+  } else if (absl::Status status = stream_->SwitchTo(call.stream); !status.ok()) {
+    return status;
+  }
+  const absl::Status status = replayed_->Run(call, captured_->launches, window_of_[call.layer], layers_run_++);
+  if (*capturing) stream_->EndCapture();
+  return status;
 }
 
 }  // namespace
@@ -357,6 +497,11 @@ absl::StatusOr<std::unique_ptr<DeviceWorker>> CreateCudaDevice(const CudaDeviceO
   if (options.max_call_rows < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("cuda device: max_call_rows is ", options.max_call_rows, "; accepted: 1 or more"));
+  }
+  if (options.graph_tokens > options.max_call_rows) {
+    return absl::InvalidArgumentError(absl::StrCat("cuda device: graph_tokens is ", options.graph_tokens,
+                                                   "; accepted: up to max_call_rows, ", options.max_call_rows,
+                                                   ", as a layer of a graph is one call"));
   }
   auto device = std::make_unique<CudaDevice>(options, std::move(stream));
   if (absl::Status status = device->Start(); !status.ok()) return status;

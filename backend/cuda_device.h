@@ -27,6 +27,10 @@ struct CudaDeviceOptions {
   absl::Duration timeout = absl::Seconds(60);
   // Query rows, and written rows, of one call of the joint: two slots of this size are pinned for good.
   int max_call_rows = 256;
+  // Tokens of the largest graph that is captured, and pages on the device of the largest step that is replayed, whose
+  // tables are reserved at once. 0: no graphs.
+  int graph_tokens = 0;
+  int64_t graph_pages = 0;
   // With host tiers; else null and empty. `host` owns what a CPU thread touches. `host_tiers` is registered with the
   // stream's device and outlives it.
   std::shared_ptr<AttentionWorker> host;

@@ -29,20 +29,17 @@ void CudaHostPart::Reserve(int query_heads) {
   partial_o_.resize(rows * head_size_);
 }
 
-void CudaHostPart::SetLayer(int index, const LayerCall& call) {
-  layers_[index] = {&params_[call.layer], *call.pages, call.key.data != nullptr};
-}
-
 absl::Status CudaHostPart::Answer(const JointCall& joint) {
   const int calls = static_cast<int>(step_.calls.size());
-  const Layer& layer = layers_[joint.index / calls];
+  const HostLayer& layer = layers_[joint.index / calls];
+  const LayerParams& params = params_[layer.layer];
   const CudaCall& part = step_.calls[joint.index % calls];
   char* const slot = static_cast<char*>(const_cast<void*>(joint.query));
-  const int64_t query_row = static_cast<int64_t>(layer.params->num_query_heads) * head_size_;
+  const int64_t query_row = static_cast<int64_t>(params.num_query_heads) * head_size_;
   const int64_t kv_row = static_cast<int64_t>(kv_heads_) * head_size_;
   LayerCall call;
   call.plan = &step_.host;
-  call.params = layer.params;
+  call.params = &params;
   call.pages = &layer.pages;
   call.query = {slot + layout_.query, query_row, head_size_};
   if (layer.writes) {

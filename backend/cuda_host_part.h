@@ -28,6 +28,13 @@ struct CallLayout {
   CallLayout(int rows, int query_heads, int kv_heads, int head_size, DType dtype);
 };
 
+// A layer as the CPU's part needs it.
+struct HostLayer {
+  int layer = 0;
+  LayerPages pages;
+  bool writes = false;  // it has new keys and values
+};
+
 // One step's part. The launching thread prepares it while the joint is not at it.
 class CudaHostPart {
  public:
@@ -47,7 +54,7 @@ class CudaHostPart {
   void Reserve(int query_heads);
 
   // Before the first call of the layer that runs as number `index` of the step is published.
-  void SetLayer(int index, const LayerCall& call);
+  void SetLayer(int index, const HostLayer& layer) { layers_[index] = layer; }
 
   // Answers one call of the step, on the joint's thread.
   absl::Status Answer(const JointCall& joint);
@@ -55,18 +62,12 @@ class CudaHostPart {
   double attend_seconds() const { return static_cast<double>(attend_ns_.load(std::memory_order_relaxed)) * 1e-9; }
 
  private:
-  struct Layer {
-    const LayerParams* params = nullptr;
-    LayerPages pages;
-    bool writes = false;
-  };
-
   const std::shared_ptr<AttentionWorker> worker_;
   const CallLayout layout_;
   const int head_size_;
   const int kv_heads_;
   const std::vector<LayerParams> params_;  // [layer]
-  std::vector<Layer> layers_;              // in the order of the step
+  std::vector<HostLayer> layers_;          // in the order of the step
   CudaStep step_;
   std::vector<float> partial_o_;
   std::vector<float> partial_lse_;

@@ -7,12 +7,32 @@ cuda::Rows RowsOf(const TensorView& tensor) { return {tensor.data, tensor.token_
 
 }  // namespace
 
-absl::Status CudaLayers::Start() {
+absl::Status CudaLayers::Start(absl::Span<const LayerParams> layers) {
+  if (absl::Status status = memory_.AddLayers(layers); !status.ok()) return status;
   for (std::shared_ptr<void>* word : {&status_, &blocks_done_}) {
     absl::StatusOr<std::shared_ptr<void>> memory = stream_->AllocateDevice(sizeof(uint32_t));
     if (!memory.ok()) return memory.status();
     *word = *std::move(memory);
     if (absl::Status status = stream_->Zero(word->get(), sizeof(uint32_t)); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaLayers::Run(const LayerCall& call, const CudaStep& step, int window, int index) {
+  const int calls = static_cast<int>(step.calls.size());
+  const auto joint = [&](int i) { return LayerJointCall{i, static_cast<uint32_t>(index * calls + i)}; };
+  if (absl::Status status = WriteKv(call, step); !status.ok()) return status;
+  if (calls > 0) {
+    if (absl::Status status = Publish(call, step, joint(0)); !status.ok()) return status;
+  }
+  if (absl::Status status = Attend(call, step, window); !status.ok()) return status;
+  if (absl::Status status = MergeSplits(call, step); !status.ok()) return status;
+  for (int i = 0; i < calls; ++i) {
+    // One call ahead, whose slot is free since the call before was joined.
+    if (i + 1 < calls) {
+      if (absl::Status status = Publish(call, step, joint(i + 1)); !status.ok()) return status;
+    }
+    if (absl::Status status = Join(call, step, joint(i)); !status.ok()) return status;
   }
   return absl::OkStatus();
 }
@@ -26,7 +46,7 @@ absl::Status CudaLayers::WriteKv(const LayerCall& call, const CudaStep& step) {
   p.k_scale = call.params->k_scale;
   p.v_scale = call.params->v_scale;
   p.num_tokens = step.num_tokens;
-  p.slots = memory_->tables().slots.data();
+  p.slots = memory_.tables().slots.data();
   p.geometry = call.pages->pool;
   p.k_cache = reinterpret_cast<void*>(call.pages->pool_k);
   p.v_cache = reinterpret_cast<void*>(call.pages->pool_v);
@@ -35,7 +55,7 @@ absl::Status CudaLayers::WriteKv(const LayerCall& call, const CudaStep& step) {
 }
 
 absl::Status CudaLayers::Attend(const LayerCall& call, const CudaStep& step, int window) {
-  const CudaStepMemory::Tables& t = memory_->tables();
+  const CudaStepMemory::Tables& t = memory_.tables();
   cuda::AttendParams p;
   p.q = RowsOf(call.query);
   p.dtype = dtype_;
@@ -50,9 +70,9 @@ absl::Status CudaLayers::Attend(const LayerCall& call, const CudaStep& step, int
   p.scale = call.params->scale * call.params->k_scale;
   p.v_scale = call.params->v_scale;
   p.soft_cap = call.params->soft_cap;
-  p.alibi_slopes = call.params->alibi_slopes.empty() ? nullptr : memory_->slopes(call.layer);
-  p.sinks = call.params->sinks.empty() ? nullptr : memory_->sinks(call.layer);
-  p.partials = memory_->partials();
+  p.alibi_slopes = call.params->alibi_slopes.empty() ? nullptr : memory_.slopes(call.layer);
+  p.sinks = call.params->sinks.empty() ? nullptr : memory_.sinks(call.layer);
+  p.partials = memory_.partials();
   p.o = RowsOf(call.output);
   p.status = static_cast<uint32_t*>(status_.get());
   const auto with = [&](const DeviceTable<cuda::AttendItem>& table, const CudaStep::Items& items) {
@@ -75,26 +95,26 @@ absl::Status CudaLayers::Merge(const LayerCall& call, const DeviceTable<cuda::Me
   p.num_items = items.size();
   p.query_heads = call.params->num_query_heads;
   p.head_size = head_size_;
-  p.device = memory_->partials();
+  p.device = memory_.partials();
   return stream_->Merge(p);
 }
 
 absl::Status CudaLayers::MergeSplits(const LayerCall& call, const CudaStep& step) {
-  const CudaStepMemory::Tables& t = memory_->tables();
+  const CudaStepMemory::Tables& t = memory_.tables();
   cuda::MergeParams output;
   output.o = RowsOf(call.output);
   output.dtype = dtype_;
   const Range outputs = {0, static_cast<int32_t>(step.output_merges.size())};
   if (absl::Status status = Merge(call, t.output_merges, outputs, output); !status.ok()) return status;
   cuda::MergeParams rows;
-  rows.o = {memory_->partials().o, static_cast<int64_t>(call.params->num_query_heads) * head_size_, head_size_};
+  rows.o = {memory_.partials().o, static_cast<int64_t>(call.params->num_query_heads) * head_size_, head_size_};
   rows.dtype = DType::kFloat32;
-  rows.lse = memory_->partials().lse;
+  rows.lse = memory_.partials().lse;
   return Merge(call, t.row_merges, {0, static_cast<int32_t>(step.row_merges.size())}, rows);
 }
 
 absl::Status CudaLayers::Publish(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint) {
-  const CudaStepMemory::Tables& t = memory_->tables();
+  const CudaStepMemory::Tables& t = memory_.tables();
   const CudaCall& part = step.calls[joint.index];
   cuda::PublishParams p;
   p.table = table_;
@@ -113,13 +133,18 @@ absl::Status CudaLayers::Publish(const LayerCall& call, const CudaStep& step, co
 
 absl::Status CudaLayers::Join(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint) {
   if (absl::Status status = stream_->Await({table_, joint.number}); !status.ok()) return status;
-  unsigned char* const slot = JointSlot(table_, joint.sequence);
   cuda::MergeParams p;
   p.o = RowsOf(call.output);
   p.dtype = dtype_;
-  p.host = {reinterpret_cast<float*>(slot + table_.o_offset), reinterpret_cast<float*>(slot + table_.lse_offset)};
+  for (uint64_t parity : {0, 1}) {
+    unsigned char* const slot = JointSlot(table_, parity);
+    p.host[parity] = {reinterpret_cast<float*>(slot + table_.o_offset),
+                      reinterpret_cast<float*>(slot + table_.lse_offset)};
+  }
+  p.first_sequence = &table_.plan->first_sequence;
+  p.call = joint.number;
   p.first_host_row = kFirstHostRow;
-  return Merge(call, memory_->tables().joins, step.calls[joint.index].joins, p);
+  return Merge(call, memory_.tables().joins, step.calls[joint.index].joins, p);
 }
 
 }  // namespace hybridgen

@@ -1,4 +1,4 @@
-// Queues the parts of a layer: from a step in device memory and the layer's tensors to the kernels' arguments.
+// Queues a layer: from a step in device memory and the layer's tensors to the kernels' arguments.
 #ifndef BACKEND_CUDA_LAYERS_H_
 #define BACKEND_CUDA_LAYERS_H_
 
@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "backend/cuda_host_part.h"
 #include "backend/cuda_plan.h"
 #include "backend/cuda_step_memory.h"
@@ -18,27 +19,39 @@ namespace hybridgen {
 struct LayerJointCall {
   int index = 0;  // of CudaStep::calls
   uint32_t number = 0;
-  uint64_t sequence = 0;
 };
 
 class CudaLayers {
  public:
-  // `stream` and `memory` outlive the object. `dtype` is that of the step's tensors; pages have their own.
-  CudaLayers(DeviceStream* stream, const CudaStepMemory* memory, DType dtype, int head_size, int num_kv_heads)
-      : stream_(stream), memory_(memory), dtype_(dtype), head_size_(head_size), kv_heads_(num_kv_heads) {}
+  // `query_heads`: the most of all layers. `stream` outlives the object. `dtype` is that of the step's tensors; pages
+  // have their own.
+  CudaLayers(DeviceStream* stream, int query_heads, DType dtype, int head_size, int num_kv_heads)
+      : stream_(stream),
+        memory_(stream, query_heads, head_size),
+        dtype_(dtype),
+        head_size_(head_size),
+        kv_heads_(num_kv_heads) {}
 
-  // Words of device memory that kernels use between steps: +inf logits, and blocks of a publication.
-  absl::Status Start();
+  // Copies the layers' slopes and sinks, and makes the words of device memory that kernels use between steps: +inf
+  // logits, and blocks of a publication.
+  absl::Status Start(absl::Span<const LayerParams> layers);
   const void* status_word() const { return status_.get(); }
+  // Of the steps that are queued here.
+  CudaStepMemory& memory() { return memory_; }
   // Of the joint, with the plan in device memory; and where rows lie in a slot.
   void set_joint(const JointTable& table, const CallLayout& layout) {
     table_ = table;
     layout_ = layout;
   }
 
+  // Queues the layer that is number `index` of the step, whose data lie in memory(). `window`: index of the layer's in
+  // the step.
+  absl::Status Run(const LayerCall& call, const CudaStep& step, int window, int index);
+
+ private:
   // New K/V of the device's pages.
   absl::Status WriteKv(const LayerCall& call, const CudaStep& step);
-  // Attends the device's pages. `window`: index of the layer's in the step.
+  // Attends the device's pages.
   absl::Status Attend(const LayerCall& call, const CudaStep& step, int window);
   // Splits of the device: complete ones into the output, the others into their token's row.
   absl::Status MergeSplits(const LayerCall& call, const CudaStep& step);
@@ -46,13 +59,11 @@ class CudaLayers {
   absl::Status Publish(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint);
   // Waits for the CPU's partials and merges them into the output.
   absl::Status Join(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint);
-
- private:
   absl::Status Merge(const LayerCall& call, const DeviceTable<cuda::MergeItem>& table, Range items,
                      const cuda::MergeParams& to);
 
   DeviceStream* const stream_;
-  const CudaStepMemory* const memory_;
+  CudaStepMemory memory_;
   const DType dtype_;
   const int head_size_;
   const int kv_heads_;

@@ -20,7 +20,7 @@ class Builder {
   void Build() {
     step_.Clear();
     step_.step = plan_.step;
-    step_.num_tokens = plan_.num_tokens;
+    step_.num_tokens = std::max(plan_.num_tokens, limits_.rows);
     AddWrites();
     AddRanges();
     CountSplits();

@@ -36,13 +36,14 @@ struct CudaPlanLimits {
   int32_t decode_tokens = 16;    // query tokens of an item up to which it is decode
   int32_t max_call_rows = 256;   // query rows, and written rows, of one call
   int head_groups = 1;
+  int32_t rows = 0;  // of the step's tensors, at least: a graph's
 };
 
 struct CudaStep {
   int64_t step = 0;
   int32_t num_tokens = 0;  // rows of the step's tensors
   // The device's part. Pages lie relative to the layer's K and V.
-  std::vector<int64_t> slots;  // [num_tokens]; empty: nothing is written to the device
+  std::vector<int64_t> slots;  // [num_tokens], negative: not written; empty: nothing is written to the device
   std::vector<KvPage> pages;
   // Items of few query rows, and of many.
   struct Items {
@@ -60,7 +61,7 @@ struct CudaStep {
   int32_t partial_rows = 0;                    // below kFirstHostRow
   std::vector<int64_t> device_tokens;          // [window] KV tokens that the device reads, summed over items
   // The CPU's part.
-  std::vector<int32_t> query_tokens;  // the step's token of each query row
+  std::vector<int32_t> query_tokens;  // the step's token of each query row; negative: none
   std::vector<int32_t> write_tokens;  // and of each row of key and value
   std::vector<CudaCall> calls;        // empty: the CPU has no part
   // What the CPU worker runs, spans of it by call. Sequences are cut with the calls: their query_start is such that

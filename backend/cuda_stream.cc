@@ -77,14 +77,19 @@ class CudaStream final : public DeviceStream {
     return Text("ordering two streams", cudaStreamWaitEvent(queue_, places_.back().event, 0));
   }
 
-  absl::Status CheckNotCapturing() override {
+  absl::StatusOr<bool> Capturing(CUstream_st* queue) override {
+    Enter();
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    if (absl::Status s = Text("asking for a capture", cudaStreamIsCapturing(queue_, &capture)); !s.ok()) return s;
-    if (capture == cudaStreamCaptureStatusNone) return absl::OkStatus();
-    return absl::UnimplementedError(
-        "forward: the stream is captured in a CUDA graph, which attention is not part of yet; accepted: eager launches "
-        "(piecewise graphs leave attention out)");
+    if (absl::Status s = Text("asking for a capture", cudaStreamIsCapturing(queue, &capture)); !s.ok()) return s;
+    return capture != cudaStreamCaptureStatusNone;
   }
+  // Not by SwitchTo: what a graph holds is not ordered behind work outside of it.
+  void BeginCapture(CUstream_st* queue) override {
+    Enter();
+    outside_ = queue_;
+    queue_ = queue;
+  }
+  void EndCapture() override { queue_ = outside_; }
 
   absl::StatusOr<std::shared_ptr<void>> AllocateDevice(size_t bytes) override {
     Enter();
@@ -257,7 +262,8 @@ class CudaStream final : public DeviceStream {
   const int processors_;
   Registrar registrar_{this};
   CUstream_st* queue_ = nullptr;
-  std::deque<Place> places_;  // recorded, ascending
+  CUstream_st* outside_ = nullptr;  // during a capture: queue_ before
+  std::deque<Place> places_;        // recorded, ascending
   std::vector<cudaEvent_t> spare_;
   StreamMark marks_ = 0;
 };

@@ -29,8 +29,11 @@ class DeviceStream {
   virtual int num_processors() const = 0;  // thread blocks that run side by side, at least
   // The engine's queue, on which work goes from now on, behind all that was queued before. Null: the device's default.
   virtual absl::Status SwitchTo(CUstream_st* queue) = 0;
-  // Errors: Unimplemented while the queue is captured in a graph.
-  virtual absl::Status CheckNotCapturing() = 0;
+  // Whether the engine captures this queue in a graph.
+  virtual absl::StatusOr<bool> Capturing(CUstream_st* queue) = 0;
+  // Between the two, kernels go into the graph of a queue that is captured, and nothing but kernels may be queued.
+  virtual void BeginCapture(CUstream_st* queue) = 0;
+  virtual void EndCapture() = 0;
 
   // Memory at fixed addresses, aligned to 256 bytes, content undefined. The stream outlives it.
   virtual absl::StatusOr<std::shared_ptr<void>> AllocateDevice(size_t bytes) = 0;

@@ -95,4 +95,16 @@ absl::StatusOr<std::unique_ptr<HostTiers>> HostTiers::Create(const HostTiersOpti
   return tiers;
 }
 
+absl::Status HostTiers::CheckRegistered() const {
+  for (const TierArena& arena : arenas_) {
+    if (arena.pin.failures == 0) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "bind tiered: ", arena.pin.failed_bytes, " bytes of the ", TierName(arena.tier), " ", PageRoleName(arena.role),
+        " pages could not be registered with the device: ", arena.pin.first_error.message(),
+        "; accepted with device_kind cuda: host tiers that fit what may be pinned (RLIMIT_MEMLOCK, the container's "
+        "limits); lower dram_bytes or cxl_bytes"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace hybridgen

@@ -54,6 +54,9 @@ class HostTiers {
   int64_t block_bytes() const { return options_.page_bytes[0] + options_.page_bytes[1]; }
   const HostTiersOptions& options() const { return options_; }
   const std::vector<TierArena>& arenas() const { return arenas_; }
+  // For a device that copies from and to any page, so must reach them all. Errors: FailedPrecondition naming the bytes
+  // that the registrar refused.
+  absl::Status CheckRegistered() const;
 
  private:
   explicit HostTiers(const HostTiersOptions& options) : options_(options) {}

@@ -113,6 +113,10 @@ typedef struct hg_config {
                           a number that the machine does not have is emulated, without binding */
   int32_t cuda_device; /* cuda kind: ordinal of the GPU as this process sees it */
   int32_t kv_dtype;    /* of the KV cache: HG_FLOAT8_E4M3, HG_FLOAT8_E5M2, or 0: dtype */
+  /* cuda kind: what the largest graph is captured for, whose tables are reserved when the device starts; both 0: none
+   * are captured. */
+  int32_t graph_tokens; /* tokens */
+  int32_t graph_pages;  /* pages on the device, of all its sequences together */
 } hg_config;
 
 HG_EXPORT int32_t hg_abi_version(void);
@@ -227,10 +231,32 @@ HG_EXPORT hg_status hg_backend_forward(hg_backend* backend, hg_plan* plan, int32
 /* The same with device_kind cuda: the tensors are device memory, and the work is queued on `stream`, a cudaStream_t of
  * the engine (null: the default stream), behind what that already holds. The call does not wait for the device; what
  * goes wrong there is told by a later call, and the stream itself then fails, so that no result leaves it. Every layer
- * of a plan runs once, in order. A stream that is captured in a graph is refused. Other kinds ignore `stream`. */
+ * of a plan runs once, in order. While `stream` is captured in a graph the plan must be one of hg_backend_plan_capture.
+ * Other kinds ignore `stream`. */
 HG_EXPORT hg_status hg_backend_forward_on_stream(hg_backend* backend, hg_plan* plan, int32_t layer,
                                                  const hg_tensor* query, const hg_tensor* key, const hg_tensor* value,
                                                  const hg_tensor* output, void* stream);
+
+/* CUDA graphs that hold attention (docs/cuda_device.md), with device_kind cuda and graph_tokens. */
+typedef struct hg_graph {
+  uint32_t struct_size;
+  int32_t num_tokens;   /* rows of the tensors that its layers are captured with; a step has up to as many tokens */
+  int32_t query_tokens; /* of one sequence of a step, at most; up to 16 / (query heads per KV head), or 1 */
+} hg_graph;
+
+/* Makes a plan for a capture, in *plan as hg_backend_plan_step does. Every layer then runs once with it, in order, on a
+ * stream that is captured, or on one that is not, to warm up; nothing is written meanwhile. Not to be called while
+ * `stream` is captured. */
+HG_EXPORT hg_status hg_backend_plan_capture(hg_backend* backend, const hg_graph* graph, void* stream, hg_plan** plan);
+
+/* Takes a planned step up ahead of its layers: what changes from step to step is queued on `stream`. Without `graph`
+ * (null) this is optional, hg_backend_forward_on_stream does it. With it the layers are those of the graph that was
+ * captured for that shape: the caller launches that graph on `stream` next, once, and calls nothing of the backend
+ * before. HG_FAILED_PRECONDITION, without further consequence, if the graph does not serve the step: it may then be
+ * begun without one. */
+HG_EXPORT hg_status hg_backend_begin_step(hg_backend* backend, hg_plan* plan, const hg_graph* graph, void* stream);
+/* Whether hg_backend_begin_step would take the plan up for the graph. */
+HG_EXPORT hg_status hg_backend_check_replay(hg_backend* backend, const hg_plan* plan, const hg_graph* graph);
 
 /* Statistics as JSON (docs/statistics.md). Writes at most capacity bytes, terminator included; *needed is the full size
  * with terminator. buffer may be null when capacity is 0. */

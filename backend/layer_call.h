@@ -61,6 +61,12 @@ struct PartialWorkspace {
   float* lse = nullptr;
 };
 
+// A graph that holds the layers of a step: what its launches are for.
+struct GraphShape {
+  int32_t num_tokens = 0;    // rows of the step's tensors
+  int32_t query_tokens = 1;  // of a sequence, at most
+};
+
 struct LayerCall {
   const StepPlan* plan = nullptr;
   const LayerParams* params = nullptr;
@@ -72,6 +78,8 @@ struct LayerCall {
   PartialWorkspace partials;      // unused by a device that has its own
   int layer = 0;                  // 0, 1, ... in the order in which a step runs them
   CUstream_st* stream = nullptr;  // of a CUDA device: the engine's, on which the tensors are valid
+  // Not null: the layer is captured for this shape, and `plan` is not looked at.
+  const GraphShape* capture = nullptr;
 };
 
 }  // namespace hybridgen

@@ -3,20 +3,16 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
-#include "backend/attention_worker.h"
 #include "backend/copy_sink.h"
+#include "backend/cpu_worker.h"
 #include "backend/cuda_device.h"
 #include "backend/cuda_stream.h"
 #include "backend/emulated_device.h"
 #include "backend/mover.h"
-#include "backend/pacer.h"
 #include "backend/statistics.h"
-#include "kernels/cpu_features.h"
-#include "kernels/kernel_table.h"
-#include "memory/node_probe.h"
-#include "memory/topology.h"
 #include "scheduler/step_knobs.h"
 
 namespace hybridgen {
@@ -27,41 +23,6 @@ using Clock = std::chrono::steady_clock;
 // Bytes of KV that one step may publish or recall: about one step's worth of a prefill chunk.
 constexpr int64_t kCopyBytesPerStep = 64 << 20;
 
-// The device copies from and to any page of the host tiers, so it must reach them all.
-absl::Status CheckRegistered(const HostTiers& tiers) {
-  for (const TierArena& arena : tiers.arenas()) {
-    if (arena.pin.failures == 0) continue;
-    return absl::FailedPreconditionError(absl::StrCat(
-        "bind tiered: ", arena.pin.failed_bytes, " bytes of the ", TierName(arena.tier), " ", PageRoleName(arena.role),
-        " pages could not be registered with the device: ", arena.pin.first_error.message(),
-        "; accepted with device_kind cuda: host tiers that fit what may be pinned (RLIMIT_MEMLOCK, the container's "
-        "limits); lower dram_bytes or cxl_bytes"));
-  }
-  return absl::OkStatus();
-}
-
-// How the CPU worker's reads of each tier are paced.
-TierPacers CpuPacers(const BackendOptions& options) {
-  TierPacers pacers;
-  const auto pacer = [](double rate) { return rate > 0 ? std::make_shared<Pacer>(rate) : nullptr; };
-  pacers.of[Index(Tier::kDram)] = pacer(options.dram_gigabytes_per_second);
-  pacers.of[Index(Tier::kCxl)] = pacer(options.cxl_gigabytes_per_second);
-  // In the `cpu` kind the engine's tensor is DRAM too.
-  if (options.device_kind == DeviceKind::kCpu) pacers.of[Index(Tier::kDevice)] = pacers.of[Index(Tier::kDram)];
-  return pacers;
-}
-
-// The CPU worker with the threads that it runs on.
-struct CpuWorker {
-  CpuWorker(const BackendOptions& options, const KernelSet& kernels, std::unique_ptr<Executor> threads,
-            const HeadGroups& head_groups)
-      : executor(std::move(threads)),
-        attention(executor.get(), kernels, options.dtype, options.head_size, options.num_kv_heads, CpuPacers(options),
-                  head_groups) {}
-  const std::unique_ptr<Executor> executor;
-  AttentionWorker attention;
-};
-
 // What a CPU thread touches that the joint runs; one that is stuck is left behind with it.
 struct KeptForWorker {
   std::shared_ptr<DeviceStream> stream;  // with which the tiers are registered
@@ -71,14 +32,13 @@ struct KeptForWorker {
 
 class BackendImpl final : public PagedAttentionBackend {
  public:
-  BackendImpl(const BackendOptions& options, const KernelSet& kernels, std::unique_ptr<Executor> executor,
-              const HeadGroups& head_groups, std::shared_ptr<DeviceStream> stream)
+  BackendImpl(const BackendOptions& options, std::shared_ptr<CpuWorker> cpu, std::shared_ptr<DeviceStream> stream)
       : o_(options),
         id_(NextId()),
-        kernels_(kernels),
-        head_groups_(head_groups),
         stream_(std::move(stream)),
-        cpu_owner_(std::make_shared<CpuWorker>(options, kernels, std::move(executor), head_groups)),
+        cpu_owner_(std::move(cpu)),
+        kernels_(cpu_owner_->kernels),
+        head_groups_(cpu_owner_->head_groups),
         executor_(cpu_owner_->executor.get()),
         cpu_(cpu_owner_->attention) {
     StepKnobs knobs;
@@ -120,13 +80,9 @@ class BackendImpl final : public PagedAttentionBackend {
   }
 
   absl::Status PlanStep(const StepBatch& batch, Plan& plan) override {
-    if (planner_ == nullptr) {
-      return absl::FailedPreconditionError("plan step: the backend is not bound yet; call bind tiered first");
-    }
-    if (device_ == nullptr) {  // with the identity binding a device starts here, when the layers are known
-      if (absl::Status status = StartDevice(nullptr); !status.ok()) return status;
-    }
+    if (absl::Status status = BeReadyToPlan("plan step"); !status.ok()) return status;
     BackendOf(plan) = 0;  // not runnable unless planning succeeds
+    CaptureOf(plan).reset();
     if (tiered_ != nullptr) tiered_->watch->Tick(Clock::now());
     knobs_ = policy_->Next(TakeTimings());
     limits_.split.num_kv_heads = o_.num_kv_heads;
@@ -142,6 +98,10 @@ class BackendImpl final : public PagedAttentionBackend {
     tokens_written_ += step.tokens_written;
     return absl::OkStatus();
   }
+
+  absl::Status BeginStep(Plan& plan, const GraphShape* graph, CUstream_st* stream) override;
+  absl::Status CheckReplay(const Plan& plan, const GraphShape& graph) override;
+  absl::Status PlanCapture(const GraphShape& graph, Plan& plan, CUstream_st* stream) override;
 
   using PagedAttentionBackend::Forward;
   absl::Status Forward(Plan& plan, int layer, const TensorView& query, const TensorView& key, const TensorView& value,
@@ -180,16 +140,20 @@ class BackendImpl final : public PagedAttentionBackend {
     policy_ = std::make_unique<FixedKnobs>(knobs);
   }
 
+  absl::Status BeReadyToPlan(const char* operation);
+  // Whether the plan is of a step that may run now, and layer `index` of it.
+  absl::Status CheckPlan(const char* operation, const Plan& plan) const;
+  absl::Status CheckLayerOf(const char* operation, const StepPlan& step, int index) const;
   absl::Status StartEmulatedDevice(const std::shared_ptr<TieredBinding>& tiered);
   absl::Status StartCudaDevice(const std::shared_ptr<TieredBinding>& tiered);
   StepTimings TakeTimings();
 
   BackendOptions o_;
   const uint64_t id_;
-  const KernelSet kernels_;
-  const HeadGroups head_groups_;
   const std::shared_ptr<DeviceStream> stream_;  // null but for kind cuda; outlives what is registered with it
   const std::shared_ptr<CpuWorker> cpu_owner_;  // with a device that may hold on to it
+  const KernelSet& kernels_;
+  const HeadGroups& head_groups_;
   Executor* const executor_;
   AttentionWorker& cpu_;
   std::vector<Layer> layers_;
@@ -236,9 +200,11 @@ absl::Status BackendImpl::StartCudaDevice(const std::shared_ptr<TieredBinding>& 
   device.page_tokens = o_.block_size;
   for (const Layer& layer : layers_) device.layers.push_back(layer.params);
   device.timeout = o_.timeout;
-  device.max_call_rows = o_.max_call_rows;
+  device.max_call_rows = std::max(o_.max_call_rows, o_.graph_tokens);  // a layer of a graph is one call
+  device.graph_tokens = o_.graph_tokens;
+  device.graph_pages = o_.graph_pages;
   if (tiered != nullptr) {
-    if (absl::Status status = CheckRegistered(*tiered->host); !status.ok()) return status;
+    if (absl::Status status = tiered->host->CheckRegistered(); !status.ok()) return status;
     const auto kept = std::make_shared<KeptForWorker>(KeptForWorker{stream_, cpu_owner_, tiered});
     device.host = std::shared_ptr<AttentionWorker>(kept, &cpu_);
     device.host_tiers = tiered->host.get();
@@ -314,42 +280,97 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
   return absl::OkStatus();
 }
 
-absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query, const TensorView& key,
-                                  const TensorView& value, const TensorView& output, CUstream_st* stream) {
-  const StepPlan& step = StepOf(plan);
-  if (BackendOf(plan) != id_) {
-    return absl::InvalidArgumentError("forward: the plan is of another backend, or its planning failed");
+absl::Status BackendImpl::BeReadyToPlan(const char* operation) {
+  if (planner_ == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(operation, ": the backend is not bound yet; call bind tiered first"));
   }
-  if (o_.binding == Binding::kTiered && step.step != newest_step_) {
-    return absl::FailedPreconditionError(absl::StrCat("forward: the plan is of step ", step.step, ", the newest is ",
+  // With the identity binding a device starts here, when the layers are known.
+  return device_ == nullptr ? StartDevice(nullptr) : absl::OkStatus();
+}
+
+absl::Status BackendImpl::CheckPlan(const char* operation, const Plan& plan) const {
+  if (BackendOf(plan) != id_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(operation, ": the plan is of another backend, or its planning failed"));
+  }
+  const int64_t step = plan.step().step;
+  if (o_.binding == Binding::kTiered && !CaptureOf(plan).has_value() && step != newest_step_) {
+    return absl::FailedPreconditionError(absl::StrCat(operation, ": the plan is of step ", step, ", the newest is ",
                                                       newest_step_, "; its pages may have moved: plan again"));
   }
+  return absl::OkStatus();
+}
+
+absl::Status BackendImpl::CheckLayerOf(const char* operation, const StepPlan& step, int index) const {
   if (index < 0 || index >= static_cast<int>(layers_.size())) {
     return absl::InvalidArgumentError(
-        absl::StrCat("forward: layer is ", index, "; accepted: 0 to ", static_cast<int>(layers_.size()) - 1));
+        absl::StrCat(operation, ": layer is ", index, "; accepted: 0 to ", static_cast<int>(layers_.size()) - 1));
   }
   const Layer& layer = layers_[index];
   if (!layer.bound) {
-    return absl::FailedPreconditionError(absl::StrCat("forward: layer ", index, " is not bound to a KV tensor yet"));
-  }
-  ++forward_calls_;
-  if (step.num_tokens == 0 && step.tokens_written == 0) return absl::OkStatus();
-  if (query.data == nullptr || output.data == nullptr) {
-    return absl::InvalidArgumentError("forward: query or output data is null; accepted: [tokens][heads][head_size]");
-  }
-  if ((key.data == nullptr) != (value.data == nullptr)) {
-    return absl::InvalidArgumentError("forward: only one of key and value is null; accepted: both or neither");
+    return absl::FailedPreconditionError(
+        absl::StrCat(operation, ": layer ", index, " is not bound to a KV tensor yet"));
   }
   if (o_.binding == Binding::kIdentity && step.max_block >= layer.pages.pool_pages) {
-    return absl::InvalidArgumentError(absl::StrCat("forward: the plan names block id ", step.max_block,
+    return absl::InvalidArgumentError(absl::StrCat(operation, ": the plan names block id ", step.max_block,
                                                    "; accepted: 0 to ", layer.pages.pool_pages - 1,
                                                    " in the tensor of layer ", index));
   }
   if (step.window_tokens > 0 &&
       (layer.params.sliding_window == 0 || layer.params.sliding_window > step.window_tokens)) {
-    return absl::FailedPreconditionError(absl::StrCat("forward: layer ", index, " sees more tokens than the ",
+    return absl::FailedPreconditionError(absl::StrCat(operation, ": layer ", index, " sees more tokens than the ",
                                                       step.window_tokens,
                                                       " that the plan was made for; plan after adding all layers"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BackendImpl::BeginStep(Plan& plan, const GraphShape* graph, CUstream_st* stream) {
+  if (absl::Status status = CheckPlan("begin step", plan); !status.ok()) return status;
+  const StepPlan& step = StepOf(plan);
+  if (step.num_tokens == 0 && step.tokens_written == 0 && graph == nullptr) return absl::OkStatus();
+  for (int i = 0; i < static_cast<int>(layers_.size()); ++i) {
+    if (absl::Status status = CheckLayerOf("begin step", step, i); !status.ok()) return status;
+  }
+  if (device_ == nullptr) return graph == nullptr ? absl::OkStatus() : DeviceWorker::NoGraphs();
+  return device_->BeginStep(step, layers_[0].pages.pool_page_bytes, graph, stream);
+}
+
+absl::Status BackendImpl::CheckReplay(const Plan& plan, const GraphShape& graph) {
+  if (absl::Status status = CheckPlan("check replay", plan); !status.ok()) return status;
+  return device_ == nullptr ? DeviceWorker::NoGraphs() : device_->CheckReplay(plan.step(), graph);
+}
+
+absl::Status BackendImpl::PlanCapture(const GraphShape& graph, Plan& plan, CUstream_st* stream) {
+  BackendOf(plan) = 0;
+  if (absl::Status status = BeReadyToPlan("plan capture"); !status.ok()) return status;
+  if (device_ == nullptr) return DeviceWorker::NoGraphs();
+  StepOf(plan).Clear();
+  for (int i = 0; i < static_cast<int>(layers_.size()); ++i) {
+    if (absl::Status status = CheckLayerOf("plan capture", plan.step(), i); !status.ok()) return status;
+  }
+  absl::Status status = device_->BeginCapture(graph, layers_[0].pages.pool_page_bytes, stream);
+  if (!status.ok()) return status;
+  CaptureOf(plan) = graph;
+  BackendOf(plan) = id_;
+  return absl::OkStatus();
+}
+
+absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query, const TensorView& key,
+                                  const TensorView& value, const TensorView& output, CUstream_st* stream) {
+  const StepPlan& step = StepOf(plan);
+  const std::optional<GraphShape>& capture = CaptureOf(plan);
+  if (absl::Status status = CheckPlan("forward", plan); !status.ok()) return status;
+  if (absl::Status status = CheckLayerOf("forward", step, index); !status.ok()) return status;
+  const Layer& layer = layers_[index];
+  ++forward_calls_;
+  if (step.num_tokens == 0 && step.tokens_written == 0 && !capture.has_value()) return absl::OkStatus();
+  if (query.data == nullptr || output.data == nullptr) {
+    return absl::InvalidArgumentError("forward: query or output data is null; accepted: [tokens][heads][head_size]");
+  }
+  if ((key.data == nullptr) != (value.data == nullptr)) {
+    return absl::InvalidArgumentError("forward: only one of key and value is null; accepted: both or neither");
   }
 
   LayerCall call;
@@ -362,6 +383,7 @@ absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query
   call.output = output;
   call.layer = index;
   call.stream = stream;
+  call.capture = capture.has_value() ? &*capture : nullptr;
   if (o_.device_kind != DeviceKind::kCuda)
     call.partials = WorkspaceOf(plan, step.partial_rows, layer.params.num_query_heads, o_.head_size);
 
@@ -469,31 +491,9 @@ absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> PagedAttentionBackend::Cr
     absl::Status served = CheckCudaModel(options.dtype, options.kv(), options.head_size, options.block_size);
     if (!served.ok()) return served;
   }
-  const CpuFeatures features = DetectCpuFeatures();
-  KernelSet kernels = SelectKernels(features);
-  if (!options.isa_is_auto) {
-    absl::StatusOr<KernelSet> wanted = FindKernels(features, options.isa);
-    if (!wanted.ok()) return wanted.status();
-    kernels = *wanted;
-  }
-  absl::StatusOr<std::unique_ptr<Executor>> executor = CreateTeam(options);
-  if (!executor.ok()) return executor.status();
-  HeadGroups head_groups;
-  if (options.binding == Binding::kTiered) {
-    HeadGroupRequest request;
-    request.wanted = options.head_groups;
-    request.num_kv_heads = options.num_kv_heads;
-    request.dram_node = options.dram_node;
-    request.allowed_cpus = *executor != nullptr   ? CpusOf(**executor)
-                           : options.cpus.empty() ? AllowedCpus()
-                                                  : options.cpus;
-    absl::StatusOr<HeadGroups> chosen = ChooseHeadGroups(request, ReadTopology());
-    if (!chosen.ok()) return chosen.status();
-    head_groups = *std::move(chosen);
-  }
-  if (*executor == nullptr) executor = CreatePool(options, head_groups);
-  if (!executor.ok()) return executor.status();
-  return std::make_unique<BackendImpl>(options, kernels, *std::move(executor), head_groups, std::move(stream));
+  absl::StatusOr<std::shared_ptr<CpuWorker>> cpu = CreateCpuWorker(options);
+  if (!cpu.ok()) return cpu.status();
+  return std::make_unique<BackendImpl>(options, *std::move(cpu), std::move(stream));
 }
 
 }  // namespace hybridgen

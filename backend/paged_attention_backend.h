@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,7 @@ class Plan {
  private:
   friend class PagedAttentionBackend;
   StepPlan step_;
+  std::optional<GraphShape> capture_;  // made by PlanCapture: of no step
   uint64_t backend_id_ = 0;
   std::vector<float> partial_o_;
   std::vector<float> partial_lse_;
@@ -71,6 +73,20 @@ class PagedAttentionBackend {
   virtual absl::Status Forward(Plan& plan, int layer, const TensorView& query, const TensorView& key,
                                const TensorView& value, const TensorView& output, CUstream_st* stream) = 0;
 
+  // Optional, ahead of the plan's first layer: takes the step up, so that layers only queue work. With `graph`, the
+  // step's layers are those of the graph that was captured for the shape; the caller queues the graph on `stream` next,
+  // once, and calls no other function of the backend before (docs/cuda_device.md).
+  // Errors: as Forward; FailedPrecondition, after which the step may be begun without the graph, for a step that the
+  // graph does not serve.
+  virtual absl::Status BeginStep(Plan& plan, const GraphShape* graph, CUstream_st* stream) = 0;
+  // Whether BeginStep would take the plan up for the graph.
+  virtual absl::Status CheckReplay(const Plan& plan, const GraphShape& graph) = 0;
+  // Makes a plan with which every layer runs once, in order, while its stream is captured, or to warm up: it stands for
+  // any step of the shape and writes nothing itself. Not while `stream` is captured. The tensors of the layers have
+  // graph.num_tokens rows. device_kind cuda with BackendOptions::graph_tokens.
+  // Errors: FailedPrecondition without graphs; InvalidArgument for the shape.
+  virtual absl::Status PlanCapture(const GraphShape& graph, Plan& plan, CUstream_st* stream) = 0;
+
   // For the steps planned from now on. Errors: InvalidArgument outside [0, 1].
   virtual absl::Status SetStreamingShare(double share) = 0;
 
@@ -81,6 +97,9 @@ class PagedAttentionBackend {
   // Access to Plan for the implementation.
   static StepPlan& StepOf(Plan& plan) { return plan.step_; }
   static uint64_t& BackendOf(Plan& plan) { return plan.backend_id_; }
+  static uint64_t BackendOf(const Plan& plan) { return plan.backend_id_; }
+  static std::optional<GraphShape>& CaptureOf(Plan& plan) { return plan.capture_; }
+  static const std::optional<GraphShape>& CaptureOf(const Plan& plan) { return plan.capture_; }
   // Workspace for `rows` partial rows of `heads` query heads; grows, never shrinks.
   static PartialWorkspace WorkspaceOf(Plan& plan, int64_t rows, int heads, int head_size);
 };

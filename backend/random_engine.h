@@ -14,9 +14,11 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
+#include "backend/engine_device.h"
 #include "backend/paged_attention_backend.h"
 #include "gtest/gtest.h"
 #include "kernels/testing/attend_case.h"
@@ -24,18 +26,6 @@
 #include "tests/oracle/attention_oracle.h"
 
 namespace hybridgen {
-
-struct Shape {
-  DType dtype = DType::kFloat32;
-  std::optional<DType> kv_dtype;  // float8
-  int layers = 2;
-  int kv_heads = 2;
-  int group = 2;
-  int head_size = 24;  // padded to 32 in host pages
-  int block_size = 16;
-  int query_heads() const { return kv_heads * group; }
-  DType kv() const { return kv_dtype.value_or(dtype); }
-};
 
 // A request's tokens as the model would produce them. K/V of a position never change, except that rejected draft
 // tokens are replaced by others.
@@ -46,22 +36,13 @@ struct Request {
   std::vector<std::vector<float>> k, v;  // [layer][position * kv_heads * head_size]
 };
 
-// A device with a queue of its own, for device_kind cuda.
-struct EngineDevice {
-  std::shared_ptr<DeviceStream> stream;  // null: the backend's kind has none
-  std::function<void(const void* data, size_t bytes)> lend;
-  std::function<void(const void* data)> take_back;
-  std::function<absl::Status()> synchronize;
-  int steps_ahead = 1;     // steps that are queued before their answers are looked at
-  double weight_unit = 0;  // rounding of softmax weights in its kernels
-};
-
 class Engine {
  public:
   Engine(const Shape& shape, BackendOptions options, int device_pages, int num_blocks, int drafts, uint32_t seed,
          EngineDevice device = EngineDevice())
       : device_(std::move(device)),
         shape_(shape),
+        graphs_(device_, shape_),
         num_blocks_(num_blocks),
         drafts_(drafts),
         tiered_(options.binding == Binding::kTiered),
@@ -123,6 +104,7 @@ class Engine {
         EXPECT_TRUE(backend_->BindIdentity(identity).ok());
       }
     }
+    graphs_.Capture(*backend_);
     for (int b = 1; b < num_blocks; ++b) free_.push_back(b);
     std::shuffle(free_.begin(), free_.end(), random_);
   }
@@ -133,6 +115,7 @@ class Engine {
     for (const std::vector<uint8_t>& tensor : tensors_) {
       if (device_.stream != nullptr) device_.take_back(tensor.data());
     }
+    graphs_.Release();
   }
 
   bool ok() const { return backend_ != nullptr; }
@@ -140,6 +123,9 @@ class Engine {
   nlohmann::json Statistics() const { return nlohmann::json::parse(backend_->StatisticsJson()); }
   int preemptions() const { return preemptions_; }
   int prefix_hits() const { return prefix_hits_; }
+  int replays() const { return replays_; }
+  // Of every layer that has been looked at: what its answers are, as bits.
+  const std::vector<size_t>& digests() const { return digests_; }
 
   void Step(int token_budget) {
     if (requests_.size() < 5 && Uniform(0, 2) == 0) AddRequest();
@@ -176,6 +162,18 @@ class Engine {
   }
 
  private:
+  // A layer on its way, and the sequence of it whose answer is checked.
+  struct Launched {
+    std::vector<uint8_t> q, k, v, out;
+    Request request;
+    int layer = 0;
+    int first_row = 0;
+    int count = 0;
+    int length = 0;
+    int tokens = 0;  // of the step; the tensors may have more rows, of padding
+    std::vector<float> query;
+  };
+
   int Uniform(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
 
   uint64_t PickRequest() {
@@ -324,6 +322,14 @@ class Engine {
     ASSERT_TRUE(status.ok()) << status;
 
     const int tokens = query_start.back();
+    const size_t graph = graphs_.For(query_start);
+    const bool replayed = graph < device_.graphs.size();
+    const int padded = replayed ? device_.graphs[graph].num_tokens : tokens;
+    if (replayed) {
+      EXPECT_TRUE(backend_->CheckReplay(plan_, device_.graphs[graph]).ok());
+      status = backend_->BeginStep(plan_, &device_.graphs[graph], nullptr);
+      ASSERT_TRUE(status.ok()) << status;
+    }
     const int hq = shape_.query_heads(), hk = shape_.kv_heads, d = shape_.head_size;
     const size_t element = DTypeSize(shape_.dtype);
     std::uniform_real_distribution<float> distribution(-2, 2);
@@ -332,10 +338,11 @@ class Engine {
       for (float& x : query) x = RoundTo(shape_.dtype, distribution(random_));
       Launched launched;
       std::vector<uint8_t>& q = launched.q;
-      q.resize(query.size() * element);
-      launched.k.resize(static_cast<size_t>(tokens) * hk * d * element);
-      launched.v.resize(launched.k.size());
+      q.assign(static_cast<size_t>(padded) * hq * d * element, 0xff);
+      launched.k.assign(static_cast<size_t>(padded) * hk * d * element, 0xff);
+      launched.v = launched.k;
       launched.out.assign(q.size() + 128, 0xff);  // red zone of 64 bytes on both sides
+      launched.tokens = tokens;
       for (size_t i = 0; i < query.size(); ++i) WriteElement(shape_.dtype, q.data(), i, query[i]);
       for (size_t i = 0; i < ids.size(); ++i) {
         const Request& r = requests_[ids[i]];
@@ -352,9 +359,13 @@ class Engine {
           device_.lend(tensor->data(), tensor->size());
         }
       }
-      status = backend_->Forward(plan_, l, {q.data(), hq * d, d}, {launched.k.data(), hk * d, d},
-                                 {launched.v.data(), hk * d, d}, {launched.out.data() + 64, hq * d, d});
-      ASSERT_TRUE(status.ok()) << status;
+      if (replayed) {
+        graphs_.Fill(l, launched.q, launched.k, launched.v, launched.out.data() + 64);
+      } else {
+        status = backend_->Forward(plan_, l, {q.data(), hq * d, d}, {launched.k.data(), hk * d, d},
+                                   {launched.v.data(), hk * d, d}, {launched.out.data() + 64, hq * d, d});
+        ASSERT_TRUE(status.ok()) << status;
+      }
       // One sequence a layer keeps the oracle cheap.
       const size_t checked = Uniform(0, static_cast<int>(ids.size()) - 1);
       launched.request = requests_[ids[checked]];
@@ -364,6 +375,15 @@ class Engine {
       launched.length = seq_lens[checked];
       launched.query = std::move(query);
       launched_.push_back(std::move(launched));
+    }
+    if (replayed) {
+      ++replays_;
+      status = device_.replay(graph);
+      ASSERT_TRUE(status.ok()) << status;
+      for (int l = 0; l < shape_.layers; ++l) {
+        Launched& launched = launched_[launched_.size() - shape_.layers + l];
+        graphs_.Read(l, launched.q.size(), launched.out.data() + 64);
+      }
     }
     if (++steps_launched_ % device_.steps_ahead == 0) Settle();
   }
@@ -386,6 +406,10 @@ class Engine {
         ASSERT_EQ(out[i], 0xff);
         ASSERT_EQ(out[out.size() - 1 - i], 0xff);
       }
+      const size_t answered =
+          static_cast<size_t>(launched.tokens) * shape_.query_heads() * shape_.head_size * DTypeSize(shape_.dtype);
+      for (size_t i = 64 + answered; i < out.size(); ++i) ASSERT_EQ(out[i], 0xff) << "padding was written";
+      digests_.push_back(std::hash<std::string_view>()({reinterpret_cast<const char*>(out.data()) + 64, answered}));
       Check(launched.request, launched.layer, launched.first_row, launched.count, launched.length, launched.query,
             out.data() + 64);
       if (testing::Test::HasFatalFailure()) return;
@@ -432,19 +456,9 @@ class Engine {
     }
   }
 
-  // A layer on its way, and the sequence of it whose answer is checked.
-  struct Launched {
-    std::vector<uint8_t> q, k, v, out;
-    Request request;
-    int layer = 0;
-    int first_row = 0;
-    int count = 0;
-    int length = 0;
-    std::vector<float> query;
-  };
-
   const EngineDevice device_;
   const Shape shape_;
+  EngineGraphs graphs_;
   const int num_blocks_;
   const int drafts_;
   const bool tiered_;
@@ -457,6 +471,8 @@ class Engine {
   std::map<int32_t, int> references_;
   Plan plan_;
   std::vector<Launched> launched_;
+  std::vector<size_t> digests_;
+  int replays_ = 0;
   int steps_launched_ = 0;
   uint64_t next_id_ = 1;
   int preemptions_ = 0;

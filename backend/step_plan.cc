@@ -111,6 +111,13 @@ void StepPlan::Clear() {
   tokens_written = 0;
 }
 
+// A share of t tokens has at most t / target + 1 splits. All t together are at most workers * kItemsPerWorker targets,
+// and as many more as the target, kMinSplitTokens or more, was rounded down by.
+int32_t MaxDeviceSplits(int device_workers, int32_t sequences) {
+  const int32_t items = device_workers * kItemsPerWorker;
+  return items + CeilDiv(items, kMinSplitTokens) + sequences;
+}
+
 void SplitWork(const SplitOptions& options, StepPlan& plan) {
   // Work of a side in token-tiles decides how long a split should be: all workers of the side busy, items alike.
   int64_t device_work = 0;

@@ -107,6 +107,10 @@ struct SplitOptions {
   int max_tile_rows = 64;  // rows that one kernel call takes
 };
 
+// The most items that SplitWork makes for the device of `sequences` sequences whose query tokens are one tile, of each
+// KV head.
+int32_t MaxDeviceSplits(int device_workers, int32_t sequences);
+
 // Fills items, cpu_group_ends, merges and partial_rows from sequences and pages.
 void SplitWork(const SplitOptions& options, StepPlan& plan);
 

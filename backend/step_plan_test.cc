@@ -1,6 +1,7 @@
 // Tests of the cut into work items: everything is covered exactly once, whatever the shape.
 #include "backend/step_plan.h"
 
+#include <algorithm>
 #include <map>
 #include <random>
 #include <tuple>
@@ -149,6 +150,30 @@ TEST(StepPlanTest, ALongDecodeIsSplitForAllWorkersAndAShortOneIsNot) {
   ASSERT_EQ(plan.cpu_items.size(), 1u);
   EXPECT_EQ(plan.cpu_items[0].partial_row, -1);
   EXPECT_TRUE(plan.merges.empty());
+}
+
+// What a graph's launches are sized by: lengths around multiples of a split, any number of workers.
+TEST(StepPlanTest, DecodesHaveNoMoreItemsThanTheirBound) {
+  std::mt19937 random(20261125);
+  const auto uniform = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+  int most_used = 0;
+  for (int i = 0; i < 500; ++i) {
+    SplitOptions options;
+    options.num_kv_heads = uniform(1, 4);
+    options.group = uniform(1, 20);
+    options.cpu_workers = 2;
+    options.device_workers = uniform(1, 150);
+    StepPlan plan;
+    const int sequences = uniform(1, 20), pages = 1 << uniform(0, 9);
+    for (int s = 0; s < sequences; ++s) AddSequence(1, uniform(0, pages), 0, uniform(0, 3), plan);
+    SplitWork(options, plan);
+    int items = 0;
+    for (const WorkItem& item : plan.device_items) items += item.heads.begin == 0;
+    const int bound = MaxDeviceSplits(options.device_workers, sequences);
+    ASSERT_LE(items, bound) << options.device_workers << " workers, " << sequences << " sequences";
+    most_used = std::max(most_used, 100 * items / bound);
+  }
+  EXPECT_GT(most_used, 80) << "percent of the bound: it may be much too large";
 }
 
 TEST(StepPlanTest, SequencesWithoutQueryTokensOrPagesGiveNoItems) {

@@ -269,6 +269,31 @@ class Backend {
     plan.owner_ = number_;
   }
 
+  void PlanCapture(Plan& plan, int32_t num_tokens, uint64_t stream) {
+    const Use use(this);
+    if (plan.owner_ != 0) CheckOwner(plan);
+    const hg_graph graph = Graph(num_tokens);
+    hg_status status;
+    {
+      const py::gil_scoped_release release;
+      status = hg_backend_plan_capture(backend_, &graph, reinterpret_cast<void*>(stream), &plan.plan_);
+    }
+    Check(status);
+    plan.owner_ = number_;
+  }
+
+  void BeginStep(const Plan& plan, int32_t num_tokens, uint64_t stream) {
+    const Use use(this);
+    CheckOwner(plan);
+    const hg_graph graph = Graph(num_tokens);
+    hg_status status;
+    {
+      const py::gil_scoped_release release;
+      status = hg_backend_begin_step(backend_, plan.plan_, &graph, reinterpret_cast<void*>(stream));
+    }
+    Check(status);
+  }
+
   void Forward(const Plan& plan, int32_t layer, py::handle query, int64_t query_token, int64_t query_head,
                py::handle key, int64_t key_token, int64_t key_head, py::handle value, int64_t value_token,
                int64_t value_head, py::handle output, int64_t output_token, int64_t output_head, uint64_t stream) {
@@ -324,6 +349,8 @@ class Backend {
     Backend* const backend_;
   };
 
+  static hg_graph Graph(int32_t num_tokens) { return {sizeof(hg_graph), num_tokens, /*query_tokens=*/1}; }
+
   void CheckOwner(const Plan& plan) const {
     if (plan.owner_ != number_) {
       Raise(HG_INVALID_ARGUMENT, plan.owner_ == 0
@@ -347,7 +374,7 @@ std::unique_ptr<Backend> MakeBackend(
     int32_t interleave_dram_weight, int32_t interleave_cxl_weight, double dram_gigabytes_per_second,
     double cxl_gigabytes_per_second, double mover_gigabytes_per_second, int32_t head_groups, double streaming_share,
     double device_gigabytes_per_second, double timeout_seconds, const std::optional<std::vector<int32_t>>& cpus,
-    int32_t cuda_device, const std::optional<std::string>& kv_dtype) {
+    int32_t cuda_device, const std::optional<std::string>& kv_dtype, int32_t graph_tokens, int32_t graph_pages) {
   hg_config config = {};
   config.struct_size = sizeof(config);
   config.device_kind = ValueOf("device_kind", device_kind, kDeviceKinds);
@@ -378,6 +405,8 @@ std::unique_ptr<Backend> MakeBackend(
   config.timeout_seconds = timeout_seconds;
   config.cuda_device = cuda_device;
   if (kv_dtype) config.kv_dtype = ValueOf("kv_dtype", *kv_dtype, kKvDtypes);
+  config.graph_tokens = graph_tokens;
+  config.graph_pages = graph_pages;
   if (cpus) {
     config.cpus = cpus->data();
     config.num_cpus = static_cast<int32_t>(cpus->size());
@@ -415,7 +444,7 @@ PYBIND11_MODULE(_core, module) {
            arg("dram_gigabytes_per_second") = 0.0, arg("cxl_gigabytes_per_second") = 0.0,
            arg("mover_gigabytes_per_second") = 0.0, arg("head_groups") = 0, arg("streaming_share") = 0.0,
            arg("device_gigabytes_per_second") = 0.0, arg("timeout_seconds") = 0.0, arg("cpus") = py::none(),
-           arg("cuda_device") = 0, arg("kv_dtype") = py::none())
+           arg("cuda_device") = 0, arg("kv_dtype") = py::none(), arg("graph_tokens") = 0, arg("graph_pages") = 0)
       .def("add_layer", &Backend::AddLayer, py::kw_only(), arg("num_query_heads"), arg("scale"), arg("soft_cap") = 0.0f,
            arg("sliding_window") = 0, arg("alibi_slopes") = py::none(), arg("sinks") = py::none(),
            arg("k_scale") = 1.0f, arg("v_scale") = 1.0f, "Returns the layer's index: 0, 1, ...")
@@ -430,6 +459,11 @@ PYBIND11_MODULE(_core, module) {
            arg("slot_mapping") = py::none(),
            "numpy arrays: int32 query_start [n + 1], seq_lens [n] and block_tables [n, width], uint64 requests [n], "
            "int64 slot_mapping.")
+      .def("plan_capture", &Backend::PlanCapture, arg("plan"), py::kw_only(), arg("num_tokens"), arg("stream"),
+           "A plan with which every layer runs once while its stream is captured, or to warm up. Not during a capture.")
+      .def("begin_step", &Backend::BeginStep, arg("plan"), py::kw_only(), arg("num_tokens"), arg("stream"),
+           "Takes a planned step of single-token sequences up for the graph captured for num_tokens, which the caller "
+           "replays on the stream next, once.")
       .def("forward", &Backend::Forward, arg("plan"), arg("layer"), arg("query"), arg("query_token_stride"),
            arg("query_head_stride"), arg("key"), arg("key_token_stride"), arg("key_head_stride"), arg("value"),
            arg("value_token_stride"), arg("value_head_stride"), arg("output"), arg("output_token_stride"),

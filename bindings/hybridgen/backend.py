@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from hybridgen import compat, config, platforms
-from hybridgen.engine import IdentityEngine, Metadata, float8_of
+from hybridgen.engine import DummyMetadata, IdentityEngine, Metadata, float8_of
 from hybridgen.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
 
@@ -96,16 +96,32 @@ class HybridGenMetadataBuilder(compat.AttentionMetadataBuilder):
     makes its own engine, whose cache is vLLM's tensor.
     """
 
-    # Plans are made and the joint's steps begun in Python, which a replay does not run; so attention stays out of
-    # captured graphs, between the pieces of piecewise ones.
+    # Attention stays out of captured graphs, between the pieces of piecewise ones, unless the operator asks for more.
     _cudagraph_support = compat.AttentionCGSupport.NEVER
 
     def __init__(self, kv_cache_spec, layer_names, vllm_config, device) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self.engine = None
 
-    def build(self, common_prefix_len, common_attn_metadata, fast_build=False) -> Metadata:
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config, kv_cache_spec) -> compat.AttentionCGSupport:
+        """With full graphs: decodes of one token a request. Each step is planned and taken up in `build`, ahead of the
+        replay, which then reads it from memory at fixed addresses."""
+        if full_graphs(vllm_config):
+            return compat.AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
+        return super().get_cudagraph_support(vllm_config, kv_cache_spec)
+
+    def build_for_cudagraph_capture(self, common_attn_metadata) -> Metadata:
+        """Metadata of the padded size: for a capture, and for dummy runs that replay what was captured."""
+        if self.engine is None or not full_graphs(self.vllm_config):
+            return self.build(0, common_attn_metadata)
+        return self.engine.plan_capture(common_attn_metadata.num_actual_tokens)
+
+    def build(self, common_prefix_len, common_attn_metadata, fast_build=False) -> Metadata | DummyMetadata:
         if self.engine is None:
+            if full_graphs(self.vllm_config):
+                # vLLM measures the graphs' memory with a cache that the worker, which is ours then, does not see.
+                return DummyMetadata()
             self.engine = self._identity_engine()
         return self.engine.plan(common_attn_metadata)
 
@@ -130,6 +146,11 @@ def engine_settings(vllm_config) -> config.Config:
         return config.Config(**resolved)
     settings = config.load(os.environ, additional.get("hybridgen") if isinstance(additional, dict) else None)
     return config.identity(settings, platforms.current().device_kinds[0])
+
+
+def full_graphs(vllm_config) -> bool:
+    """Whether attention is part of captured decode graphs."""
+    return engine_settings(vllm_config).full_graphs
 
 
 class HybridGenImpl(compat.AttentionImpl):
@@ -183,7 +204,7 @@ class HybridGenImpl(compat.AttentionImpl):
         key: torch.Tensor | None,
         value: torch.Tensor | None,
         kv_cache: torch.Tensor,
-        attn_metadata: Metadata | None,
+        attn_metadata: Metadata | DummyMetadata | None,
         output: torch.Tensor,
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,

@@ -5,7 +5,7 @@ from hybridgen.window import check_version, installed_version
 
 check_version(installed_version())
 
-from vllm.config import VllmConfig
+from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import (

@@ -266,6 +266,14 @@ SETTINGS = (
         "Share of the host-resident tokens that the device attends; 0 in the `cuda` kind.",
     ),
     Setting(
+        "full_graphs",
+        "0",
+        _flag,
+        "0 or 1",
+        "1: attention is part of the full CUDA graphs that vLLM captures for decode batches. Not tried on a GPU yet; "
+        "`cuda` kind. 0: graphs are piecewise.",
+    ),
+    Setting(
         "isa",
         AUTO,
         _choice(AUTO, "portable", "avx2", "avx512", "avx512_bf16"),
@@ -318,6 +326,7 @@ class Config:
     device_threads: int
     cpus: str
     streaming_share: float
+    full_graphs: bool
     isa: str
     timeout: float
     device_gbps: float

@@ -49,8 +49,27 @@ class Metadata:
         self.engine = engine
         self.core = engine.core
         self.dtype = engine.dtype
-        self.plan = plan  # None: a dummy run, nothing is written or attended
+        self.plan = plan
         self.on_gpu = engine.on_gpu
+
+
+class DummyMetadata:
+    """Of a dummy run: nothing is written or attended."""
+
+    plan = None
+
+
+class Graphs:
+    """Full CUDA graphs of decode batches, one token of each sequence.
+
+    `max_tokens` is of the largest one, `max_pages` of all sequences of a step together. `tokens` is the worker's: of the
+    graph that vLLM will replay for the present step, None where the step is run otherwise.
+    """
+
+    def __init__(self, max_tokens: int, max_pages: int) -> None:
+        self.max_tokens = max_tokens
+        self.max_pages = max_pages
+        self.tokens: int | None = None
 
 
 def own_cpus(settings: Config, environ: Mapping[str, str] = os.environ) -> tuple[list[int] | None, str]:
@@ -70,7 +89,12 @@ def own_cpus(settings: Config, environ: Mapping[str, str] = os.environ) -> tuple
 
 
 def make_core(
-    settings: Config, spec, device: torch.device, float8: Float8 | None = None, speculative_tokens: int = 0
+    settings: Config,
+    spec,
+    device: torch.device,
+    float8: Float8 | None = None,
+    speculative_tokens: int = 0,
+    graphs: Graphs | None = None,
 ) -> _core.Backend:
     """A library backend for layers of one geometry on vLLM's `device`; `spec` is vLLM's AttentionSpec."""
     if (device.type == "cuda") != (settings.device_kind == "cuda"):
@@ -109,6 +133,8 @@ def make_core(
         device_gigabytes_per_second=settings.device_gbps,
         timeout_seconds=settings.timeout,
         cuda_device=device.index or 0,
+        graph_tokens=0 if graphs is None else graphs.max_tokens,
+        graph_pages=0 if graphs is None else graphs.max_pages,
     )
 
 
@@ -141,6 +167,15 @@ def _to_host(tensor: torch.Tensor) -> np.ndarray:
     return tensor.cpu().numpy()
 
 
+def _real_requests(batch) -> int:
+    """Requests of a batch without those at its end that pad it to a graph's size, which have no tokens."""
+    starts = batch.query_start_loc_cpu[: batch.num_reqs + 1].tolist()
+    n = batch.num_reqs
+    while n > 0 and starts[n] == starts[n - 1]:
+        n -= 1
+    return n
+
+
 class Engine:
     """What the two bindings have in common. A worker tells its engines of each step before any builder plans it."""
 
@@ -151,11 +186,15 @@ class Engine:
         device: torch.device,
         float8: Float8 | None = None,
         speculative_tokens: int = 0,
+        graphs: Graphs | None = None,
     ) -> None:
-        self.core = make_core(settings, spec, device, float8, speculative_tokens)
+        self.core = make_core(settings, spec, device, float8, speculative_tokens, graphs)
         self.float8 = float8
         self.dtype = float8.model_dtype if float8 else spec.dtype
         self.on_gpu = device.type == "cuda"
+        self._device = device
+        self._graphs = graphs
+        self._capture_plan = None if graphs is None else _core.Plan()
         self._plans = [_core.Plan() for _ in range(_PLANS)]
         self._step = 0
         self._in_step = False
@@ -168,10 +207,21 @@ class Engine:
     def end_step(self) -> None:
         self._in_step = False
 
+    def plan_capture(self, num_tokens: int) -> Metadata:
+        """For layers that are captured, or run to warm up, with tensors of `num_tokens` rows; or replayed, without a
+        step."""
+        self.core.plan_capture(self._capture_plan, num_tokens=num_tokens, stream=self._stream())
+        return Metadata(self, self._capture_plan)
+
     def _plan(self, **batch) -> Metadata:
         plan = self._plans[self._step % _PLANS]
         self.core.plan_step(plan, **batch)
+        if self._graphs is not None and self._graphs.tokens is not None:
+            self.core.begin_step(plan, num_tokens=self._graphs.tokens, stream=self._stream())
         return Metadata(self, plan)
+
+    def _stream(self) -> int:
+        return torch.cuda.current_stream(self._device).cuda_stream
 
 
 class IdentityEngine(Engine):
@@ -189,8 +239,9 @@ class IdentityEngine(Engine):
         device: torch.device = torch.device("cpu"),
         host_tables: Callable[[], np.ndarray] | None = None,
         float8: Float8 | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
-        super().__init__(settings, spec, device, float8)
+        super().__init__(settings, spec, device, float8, graphs=graphs)
         self._cache_dtype = spec.dtype
         self._block_size = spec.block_size
         self._head_size = spec.head_size
@@ -198,9 +249,9 @@ class IdentityEngine(Engine):
         self._indices: dict[int, int] = {}  # id(impl) -> layer; the impls are kept alive in _impls
         self._impls: list = []
 
-    def plan(self, batch) -> Metadata:
+    def plan(self, batch) -> Metadata | DummyMetadata:
         """Plans the step of vLLM's CommonAttentionMetadata."""
-        n = batch.num_reqs
+        n = batch.num_reqs if self._graphs is None else _real_requests(batch)
         causal = _causal(batch.causal)
         if self._host_tables is None:
             self._step += 1
@@ -212,7 +263,7 @@ class IdentityEngine(Engine):
                 slot_mapping=_to_host(batch.slot_mapping),
             )
         if not self._in_step:
-            return Metadata(self, None)  # a dummy run, with stale tables
+            return DummyMetadata()  # a dummy run, with stale tables
         return self._plan(  # slots follow from the tables
             query_start=batch.query_start_loc_cpu[: n + 1].numpy(),
             seq_lens=batch.seq_lens_cpu_upper_bound[:n].numpy(),
@@ -264,8 +315,9 @@ class TieredEngine(Engine):
         speculative_tokens: int,
         batch_order: Callable[[], list[str]],
         float8: Float8 | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
-        super().__init__(settings, spec, device, float8, speculative_tokens)
+        super().__init__(settings, spec, device, float8, speculative_tokens, graphs)
         layers = list(layers)
         self._layers = [layer.impl for layer in layers]
         self._views = [layer.kv_cache for layer in layers]
@@ -310,11 +362,11 @@ class TieredEngine(Engine):
             self.core.update_requests(deltas)
         super().begin_step(scheduled)
 
-    def plan(self, batch) -> Metadata:
+    def plan(self, batch) -> Metadata | DummyMetadata:
         """The step's plan; the same batch of the same step gives the same object."""
         if not self._in_step:
-            return Metadata(self, None)  # a dummy run: vLLM scheduled no request
-        n = batch.num_reqs
+            return DummyMetadata()  # a dummy run: vLLM scheduled no request
+        n = batch.num_reqs if self._graphs is None else _real_requests(batch)
         requests = tuple(self._batch_order()[:n])
         query_start = batch.query_start_loc_cpu[: n + 1].numpy()
         seq_lens = batch.seq_lens_cpu_upper_bound[:n].numpy()

@@ -137,6 +137,8 @@ def _resolve(vllm_config, settings: config.Config) -> config.Config:
         reasons.append(problem)
     if kind == "cuda" and settings.streaming_share > 0:
         reasons.append(f"HYBRIDGEN_STREAMING_SHARE={settings.streaming_share} (accepted in the cuda kind: 0)")
+    if settings.full_graphs and kind != "cuda":
+        reasons.append(f"HYBRIDGEN_FULL_GRAPHS=1 (accepted in the {kind} kind: 0)")
     settings = replace(settings, device_kind=kind)
     parallel = vllm_config.parallel_config
     settings = tiers.resolve_cxl(settings, parallel.local_world_size * max(1, parallel.data_parallel_size_local))
@@ -202,7 +204,7 @@ def _install_worker(vllm_config, settings: config.Config) -> None:
     platform, parallel = platforms.current(), vllm_config.parallel_config
     if parallel.worker_cls == platform.vllm_worker:
         parallel.worker_cls = platform.worker
-    elif settings.tiered and parallel.worker_cls != platform.worker:
+    elif (settings.tiered or settings.full_graphs) and parallel.worker_cls != platform.worker:
         raise Unimplemented(_sentence([f"worker_cls={parallel.worker_cls} (set worker_cls='auto')"]))
 
 

@@ -97,7 +97,7 @@ CUDA = (
         "set async_scheduling=False",
     ),
     Refusal(
-        "CUDA graphs that hold attention (cudagraph_mode=FULL)",
+        "CUDA graphs of mixed batches that hold attention (cudagraph_mode=FULL)",
         lambda c: _mixed_graphs(c) == "FULL",
         "set cudagraph_mode=PIECEWISE",
     ),

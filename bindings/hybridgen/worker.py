@@ -8,7 +8,7 @@ import torch
 
 from hybridgen import _core, compat, config, report, tiers
 from hybridgen.backend import HybridGenImpl, HybridGenMetadataBuilder, engine_settings
-from hybridgen.engine import Engine, TieredEngine, float8_of, own_cpus
+from hybridgen.engine import Engine, Graphs, TieredEngine, float8_of, own_cpus
 from hybridgen.errors import Unimplemented
 from hybridgen.statistics import StatisticsFile
 
@@ -22,6 +22,7 @@ class HybridGenWorker:
         super().__init__(vllm_config, local_rank, rank, distributed_init_method, is_driver_worker)
         self._settings = engine_settings(vllm_config)
         self._engines: list[Engine] = []  # those that are told of each step
+        self._graphs: Graphs | None = None
         self._statistics = StatisticsFile(
             self._settings.stats, rank, vllm_config.parallel_config.world_size, self._collect
         )
@@ -54,6 +55,7 @@ class HybridGenWorker:
         """Binds the cache that vLLM allocates here. Called again, it binds anew."""
         self._close_engines()
         super().initialize_from_config(kv_cache_config)
+        self._graphs = self._full_graphs()
         self._engines = [self._tiered_engine(kv_cache_config)] if self._settings.tiered else self._identity_engines()
         for engine in self._engines if self._settings.tiered else ():
             compat.logger.info("HybridGen: %s", report.placement_line(json.loads(engine.core.stats())))
@@ -93,6 +95,10 @@ class HybridGenWorker:
             engine.close()
         self._engines = []
 
+    def _full_graphs(self) -> Graphs | None:
+        """Graphs of decode batches that vLLM will capture attention in; None without."""
+        return None
+
     def _identity_engines(self) -> list[Engine]:
         """Engines that the worker makes for the identity binding; none where each builder makes its own."""
         return []
@@ -121,6 +127,7 @@ class HybridGenWorker:
             speculative_tokens=0 if speculative is None else speculative.num_speculative_tokens,
             batch_order=lambda: self.model_runner.input_batch.req_ids,
             float8=float8_of(spec, self.vllm_config),
+            graphs=self._graphs,
         )
         for builder in self._builders():
             builder.engine = engine

@@ -33,9 +33,10 @@ HG_KERNEL HG_LAUNCH_BOUNDS(kPublishThreads) PublishKernel(PublishParams p) {
     for (const PublishPart& part : p.parts) {
       for (int64_t pair = arch::BlockIndex().x * (kPublishThreads / arch::kWarpSize) + arch::WarpIndex();
            pair < static_cast<int64_t>(part.num_rows) * part.heads; pair += warps) {
-        const int64_t row = pair / part.heads, head = pair % part.heads;
+        const int64_t token = part.tokens[pair / part.heads], head = pair % part.heads;
+        if (token < 0) continue;
         const char* const from = static_cast<const char*>(part.from.data) +
-                                 (part.tokens[row] * part.from.token_stride + head * part.from.head_stride) * 2;
+                                 (token * part.from.token_stride + head * part.from.head_stride) * 2;
         unsigned char* const to = slot + part.offset + pair * p.head_size * 2;
         for (int i = arch::LaneIndex(); i < units; i += arch::kWarpSize) {
           arch::StoreOnce16(to + 16 * i, arch::LoadOnce16(from + 16 * i));

@@ -8,7 +8,7 @@
 namespace hybridgen::cuda {
 
 // Rows that the CPU needs for a call: row i is that of token tokens[i] of `from`, and lands contiguous,
-// [row][head][head_size], `offset` bytes behind the begin of the call's slot.
+// [row][head][head_size], `offset` bytes behind the begin of the call's slot. A negative token has no row.
 struct PublishPart {
   Rows from;
   const int32_t* tokens = nullptr;  // [num_rows], device memory

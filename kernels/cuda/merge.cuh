@@ -15,11 +15,17 @@ struct PartialRow {
   float lse;
 };
 
-HG_DEVICE PartialRow LoadPartial(const MergeParams& p, const MergeItem& item, int i, int head) {
+// The CPU's partials of the call that is merged.
+HG_DEVICE Partials HostPartials(const MergeParams& p) {
+  const bool odd = p.first_sequence != nullptr && ((*p.first_sequence + p.call) & 1) != 0;
+  return odd ? p.host[1] : p.host[0];
+}
+
+HG_DEVICE PartialRow LoadPartial(const MergeParams& p, const Partials& host, const MergeItem& item, int i, int head) {
   const int row = item.row + i * item.stride;
-  const bool host = row >= p.first_host_row;
-  const Partials& from = host ? p.host : p.device;
-  const int64_t at = static_cast<int64_t>(host ? row - p.first_host_row : row) * p.query_heads + head;
+  const bool on_host = row >= p.first_host_row;
+  const Partials& from = on_host ? host : p.device;
+  const int64_t at = static_cast<int64_t>(on_host ? row - p.first_host_row : row) * p.query_heads + head;
   return {from.o + at * p.head_size, from.lse[at]};
 }
 
@@ -40,19 +46,21 @@ HG_KERNEL HG_LAUNCH_BOUNDS(kMergeThreads) MergeKernel(MergeParams p) {
   const int64_t pair = static_cast<int64_t>(arch::BlockIndex().x) * kWarps + arch::WarpIndex();
   if (pair >= static_cast<int64_t>(p.num_items) * p.query_heads) return;
   const MergeItem item = p.items[pair / p.query_heads];
+  if (item.count == 0) return;
+  const Partials host = HostPartials(p);
   const int head = static_cast<int>(pair % p.query_heads);
   const int lane = arch::LaneIndex();
 
   float max = kEmptyLse;
   for (int i = 0; i < item.count; ++i) {
-    const float lse = LoadPartial(p, item, i, head).lse;
+    const float lse = LoadPartial(p, host, item, i, head).lse;
     max = lse > max ? lse : max;
   }
   float sum = 0.0f;
   float acc[kDims];
   for (int j = 0; j < kDims; ++j) acc[j] = 0.0f;
   for (int i = 0; i < item.count; ++i) {
-    const PartialRow partial = LoadPartial(p, item, i, head);
+    const PartialRow partial = LoadPartial(p, host, item, i, head);
     if (partial.lse == kEmptyLse) continue;
     const float weight = arch::Exp2((partial.lse - max) * arch::kLog2E);
     sum += weight;

@@ -39,7 +39,7 @@ struct WriteKvParams {
   int64_t v_page_stride = 0;
 };
 
-// Query tokens x pages, attended as one unit: all KV heads of it, one thread block each.
+// Query tokens x pages, attended as one unit: all KV heads of it, one thread block each. No tokens: nothing is done.
 struct AttendItem {
   int32_t first_token = 0;  // row of q
   int32_t num_tokens = 0;
@@ -97,7 +97,7 @@ struct ChosenParams {
   const void* v = nullptr;  // [item][kv_head][capacity][head_size], device or mapped host memory
 };
 
-// The partials of rows row, row + stride, ... are those of one token.
+// The partials of rows row, row + stride, ... are those of one token. Count 0: nothing is written.
 struct MergeItem {
   int32_t token = 0;  // row of the output
   int32_t row = 0;
@@ -111,8 +111,12 @@ struct MergeParams {
   int query_heads = 0;
   int head_size = 0;
   Partials device;
-  // Rows from first_host_row on are rows 0, 1, ... here: the CPU's partials, in device or mapped host memory.
-  Partials host;
+  // Rows from first_host_row on are rows 0, 1, ... here: the CPU's partials, in device or mapped host memory. A call of
+  // the joint has those of its sequence's parity; first_sequence + call is that sequence, read by the device, so that
+  // the arguments are the same for every step. Null: host[0].
+  Partials host[2];
+  const uint64_t* first_sequence = nullptr;
+  uint32_t call = 0;
   int32_t first_host_row = INT32_MAX;
   Rows o;
   DType dtype = DType::kFloat32;  // of o

@@ -183,6 +183,36 @@ TEST_P(StepTest, ForwardArguments) {
   EXPECT_TRUE(Fails(forward(0, &query, &none, &value, &output), HG_INVALID_ARGUMENT, {"key", "value", "null"}));
 }
 
+// Kinds without a stream take a step up at once, and have no graphs.
+TEST_P(StepTest, Graphs) {
+  const Library& library = TheLibrary();
+  hg_backend* const backend = client_.backend();
+  ASSERT_TRUE(Succeeds(client_.Plan(Step())));
+  EXPECT_TRUE(Fails(library.backend_begin_step(nullptr, client_.plan(), nullptr, nullptr), HG_INVALID_ARGUMENT,
+                    {"backend", "null"}));
+  EXPECT_TRUE(
+      Fails(library.backend_begin_step(backend, nullptr, nullptr, nullptr), HG_INVALID_ARGUMENT, {"plan", "null"}));
+  EXPECT_TRUE(Succeeds(library.backend_begin_step(backend, client_.plan(), nullptr, nullptr)));
+  const hg_graph none = {};
+  EXPECT_TRUE(Fails(library.backend_begin_step(backend, client_.plan(), &none, nullptr), HG_INVALID_ARGUMENT,
+                    {"graph.struct_size", "accepted"}));
+  const hg_graph graph = {sizeof(graph), 4, 1};
+  EXPECT_TRUE(Fails(library.backend_begin_step(backend, client_.plan(), &graph, nullptr), HG_UNIMPLEMENTED,
+                    {"accepted: device kind cuda"}));
+  EXPECT_TRUE(Fails(library.backend_check_replay(backend, client_.plan(), &graph), HG_UNIMPLEMENTED,
+                    {"accepted: device kind cuda"}));
+  EXPECT_TRUE(Fails(library.backend_check_replay(backend, nullptr, &graph), HG_INVALID_ARGUMENT, {"plan", "null"}));
+  EXPECT_TRUE(
+      Fails(library.backend_check_replay(backend, client_.plan(), nullptr), HG_INVALID_ARGUMENT, {"graph", "null"}));
+  hg_plan* plan = nullptr;
+  EXPECT_TRUE(Fails(library.backend_plan_capture(backend, &graph, nullptr, &plan), HG_UNIMPLEMENTED,
+                    {"accepted: device kind cuda"}));
+  EXPECT_EQ(plan, nullptr);
+  EXPECT_TRUE(
+      Fails(library.backend_plan_capture(backend, &graph, nullptr, nullptr), HG_INVALID_ARGUMENT, {"plan", "null"}));
+  EXPECT_TRUE(client_.Works());
+}
+
 TEST_P(StepTest, PlanOfAnotherBackend) {
   Client other(GetParam().binding, GetParam().device_kind);
   ASSERT_TRUE(Succeeds(other.Plan(Step())));

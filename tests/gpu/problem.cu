@@ -181,7 +181,7 @@ void Problem::MergeParts(const Partials* host) {
   m.head_size = c_.head_size;
   m.device = {partial_o_.data(), partial_lse_.data()};
   if (host != nullptr) {
-    m.host = *host;
+    m.host[0] = *host;
     m.first_host_row = part_splits_;
   }
   m.o = {output_.data(), static_cast<int64_t>(heads_) * c_.head_size, c_.head_size};

@@ -42,6 +42,9 @@ absl::StatusOr<Library> OpenLibrary(const std::string& path) {
   status.Update(Look(handle, "hg_backend_plan_step", &library.backend_plan_step));
   status.Update(Look(handle, "hg_plan_destroy", &library.plan_destroy));
   status.Update(Look(handle, "hg_backend_forward", &library.backend_forward));
+  status.Update(Look(handle, "hg_backend_plan_capture", &library.backend_plan_capture));
+  status.Update(Look(handle, "hg_backend_begin_step", &library.backend_begin_step));
+  status.Update(Look(handle, "hg_backend_check_replay", &library.backend_check_replay));
   status.Update(Look(handle, "hg_backend_stats_json", &library.backend_stats_json));
   status.Update(Look(handle, "hg_backend_set_streaming_share", &library.backend_set_streaming_share));
   status.Update(Look(handle, "hg_topology_json", &library.topology_json));

@@ -25,6 +25,9 @@ struct Library {
   decltype(&::hg_backend_plan_step) backend_plan_step;
   decltype(&::hg_plan_destroy) plan_destroy;
   decltype(&::hg_backend_forward) backend_forward;
+  decltype(&::hg_backend_plan_capture) backend_plan_capture;
+  decltype(&::hg_backend_begin_step) backend_begin_step;
+  decltype(&::hg_backend_check_replay) backend_check_replay;
   decltype(&::hg_backend_stats_json) backend_stats_json;
   decltype(&::hg_backend_set_streaming_share) backend_set_streaming_share;
   decltype(&::hg_topology_json) topology_json;

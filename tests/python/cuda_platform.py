@@ -18,6 +18,7 @@ def install() -> type:
     """
     import vllm.model_executor.models.llama
     import vllm.platforms
+    import vllm.v1.worker.gpu_model_runner
     import vllm.v1.worker.gpu_worker  # the real one, for HybridGenGpuWorker
     from vllm import LLM  # noqa: F401
     from vllm.model_executor.models import registry

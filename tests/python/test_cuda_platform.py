@@ -8,6 +8,7 @@ import transformers
 PLATFORM = cuda_platform.install()
 
 from vllm import LLM
+from vllm.config import CUDAGraphMode
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms.interface import DeviceCapability
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -117,12 +118,29 @@ def test_old_gpus_are_refused(monkeypatch):
         PLATFORM.get_attn_backend_cls(CUSTOM, attn_selector_config=selector())
 
 
-def test_attention_stays_out_of_captured_graphs():
+def test_attention_stays_out_of_captured_graphs(model):
     from hybridgen.backend import HybridGenCudaBackend, HybridGenMetadataBuilder
 
-    assert HybridGenMetadataBuilder.get_cudagraph_support(None, None).name == "NEVER"
+    made, settings = resolve(model)
+    assert not settings.full_graphs
+    assert HybridGenMetadataBuilder.get_cudagraph_support(made, None).name == "NEVER"
     assert HybridGenCudaBackend.get_builder_cls() is HybridGenMetadataBuilder
     assert HybridGenCudaBackend.forward_includes_kv_cache_update
+
+
+def test_full_graphs_hold_decodes_of_one_token_where_asked_for(model):
+    """What vLLM makes of its default mode with each answer of the builder, by its own rule."""
+    from hybridgen.backend import HybridGenMetadataBuilder
+
+    made, settings = resolve(model, {"full_graphs": 1})
+    assert settings.full_graphs
+    support = HybridGenMetadataBuilder.get_cudagraph_support(made, None)
+    assert support.name == "UNIFORM_SINGLE_TOKEN_DECODE"
+    compilation = made.compilation_config
+    compilation.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE
+    for query_tokens, mode in ((1, "FULL_AND_PIECEWISE"), (3, "PIECEWISE")):  # 3: with drafts
+        resolved = compilation.resolve_cudagraph_mode_and_sizes(support, "HybridGen", query_tokens)
+        assert resolved.name == mode
 
 
 def test_identity_is_the_default_and_takes_our_worker(model):
@@ -161,7 +179,7 @@ REFUSED = {
     "dtype not supported (torch.float32": ({}, dict(dtype="float32")),
     "head_size not supported (80": ({}, dict(hf_overrides={"head_dim": 80})),
     "block_size not supported (24": ({}, dict(block_size=24)),
-    "CUDA graphs that hold attention": ({}, dict(compilation_config={"cudagraph_mode": "FULL"})),
+    "CUDA graphs of mixed batches that hold attention": ({}, dict(compilation_config={"cudagraph_mode": "FULL"})),
     "microbatches": ({}, dict(ubatch_size=2)),
     "asynchronous scheduling": (
         {},
@@ -173,6 +191,7 @@ REFUSED = {
     ),
     "host tiers without kv_cache_memory_bytes": (TIERED, {}),
     "KV offloading": (TIERED, dict(kv_cache_memory_bytes=32 << 20, kv_offloading_size=0.01)),
+    "worker_cls=my.Worker": ({"full_graphs": 1}, dict(worker_cls="my.Worker")),
     "worker_cls=somebody.Worker": (TIERED, dict(kv_cache_memory_bytes=32 << 20, worker_cls="somebody.Worker")),
 }
 

@@ -1,6 +1,8 @@
 """The GPU worker, its engines and the layer's call, over vLLM's real worker class and stand-ins for the device: tensors
 that cannot be read, streams that are numbers, a model runner that makes two layers, and a library that records."""
 
+import inspect
+import typing
 from types import SimpleNamespace
 
 import cuda_platform
@@ -13,8 +15,10 @@ cuda_platform.install()
 
 import vllm.v1.worker.gpu_worker as vllm_worker
 from vllm.config import CUDAGraphMode, DeviceConfig, VllmConfig
+from vllm.forward_context import BatchDescriptor
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from hybridgen import config, engine
 from hybridgen.backend import HybridGenImpl, HybridGenMetadataBuilder
@@ -40,7 +44,7 @@ class Unreadable:
 def batch(query_start, seq_lens, causal=True):
     """vLLM's CommonAttentionMetadata as a GPU's model runner fills it."""
     return SimpleNamespace(
-        num_reqs=len(seq_lens), causal=causal,
+        num_reqs=len(seq_lens), causal=causal, num_actual_tokens=query_start[-1],
         query_start_loc_cpu=torch.tensor(query_start, dtype=torch.int32),
         seq_lens_cpu_upper_bound=torch.tensor(seq_lens, dtype=torch.int32),
         query_start_loc=Unreadable(), seq_lens=Unreadable(), block_table_tensor=Unreadable(), slot_mapping=Unreadable(),
@@ -103,6 +107,12 @@ class Runner:
         for name in NAMES:
             self.layers[name] = SimpleNamespace(impl=HybridGenImpl(HEADS, SIZE, SIZE**-0.5, KV_HEADS), kv_cache=[])
 
+    def _determine_batch_execution_and_padding(self, num_tokens: int) -> tuple:
+        """vLLM's decision: with full graphs, one of 4 tokens for as many decodes."""
+        if num_tokens <= 4 and self.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs():
+            return CUDAGraphMode.FULL, SimpleNamespace(num_tokens=4), False, None, None
+        return CUDAGraphMode.NONE, SimpleNamespace(num_tokens=num_tokens), False, None, None
+
     def get_kv_cache_spec(self) -> dict:
         spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=KV_HEADS, head_size=SIZE, dtype=torch.bfloat16)
         return dict.fromkeys(NAMES, spec)
@@ -128,9 +138,11 @@ class Runner:
         for layer in self.layers.values():
             layer.kv_cache = []
 
-    def run(self, step) -> None:
+    def run(self, step, capture: bool = False, replay: bool = False) -> None:
         builder = self.attn_groups[0][0].metadata_builders[0]
-        metadata = builder.build(0, step)
+        metadata = builder.build_for_cudagraph_capture(step) if capture else builder.build(0, step)
+        if replay:  # which runs no Python
+            return
         for name in NAMES:
             layer = self.layers[name]
             output = rows(0x9000, HEADS)
@@ -139,7 +151,8 @@ class Runner:
             self.outputs.append(output)
 
     def execute_model(self, scheduler_output, intermediate_tensors=None):
-        self.run(self.steps.pop(0))
+        mode = self._determine_batch_execution_and_padding(scheduler_output.total_num_scheduled_tokens)[0]
+        self.run(self.steps.pop(0), replay=mode == CUDAGraphMode.FULL)
 
     def shutdown(self) -> None:
         self.cleanup()
@@ -340,6 +353,53 @@ def test_identity_has_an_engine_for_each_kv_cache_group(worker_of):
         builder.build(0, batch([0, 1], [5]))
     tables = [core.named("plan_step")[0][2]["block_tables"].tolist() for core in Core.made]
     assert tables == [[list(range(BLOCKS))], [[7, 7]]]
+
+
+def test_vllms_runner_decides_before_it_asks_for_metadata():
+    """What the worker follows: the mode and the padded size come first in the decision."""
+    source = inspect.getsource(GPUModelRunner.execute_model)
+    assert 0 < source.index("_determine_batch_execution_and_padding(") < source.index("_build_attention_metadata(")
+    decide = inspect.signature(GPUModelRunner._determine_batch_execution_and_padding)
+    assert typing.get_args(decide.return_annotation)[:2] == (CUDAGraphMode, BatchDescriptor)
+
+
+@pytest.mark.parametrize("tiered", [False, True])
+def test_full_graphs_are_captured_and_each_step_taken_up_before_its_replay(worker_of, tiered):
+    worker = worker_of(full_graphs=1, dram="64K" if tiered else 0)
+    worker.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
+    worker.compilation_config.max_cudagraph_capture_size = 8
+    worker.vllm_config.scheduler_config.max_num_seqs = 4
+    worker.model_config.max_model_len = 5 * BLOCK - 1
+    worker.cache_config.block_size = BLOCK
+    runner = worker.model_runner
+    # Graphs whose memory is measured hold no attention.
+    runner.initialize_kv_cache(kv_cache_config(), is_profiling=True)
+    runner.run(batch([0, 1, 2, 3, 4], [1, 1, 1, 1]))
+    runner.run(batch([0, 1, 2, 3, 4], [1, 1, 1, 1]), capture=True)
+    assert not Core.made and all(output.filled == 0 for output in runner.outputs)
+    runner.cleanup()
+
+    worker.initialize_from_config(kv_cache_config(next(iter(worker.get_kv_cache_spec().values()))))
+    core = Core.made[0]
+    assert core.config["graph_tokens"] == 4 and core.config["graph_pages"] == 4 * 5
+    runner.run(batch([0, 1, 2, 3, 4], [1, 1, 1, 1]), capture=True)
+    [(_, plan, arguments)] = core.named("plan_capture")
+    assert arguments == {"num_tokens": 4, "stream": STREAM}
+    assert [call[1] for call in core.named("forward")] == [plan, plan]
+
+    # Three decodes, padded to four by requests without tokens.
+    runner.input_batch.req_ids = ["a", "b", "c"]
+    runner.steps = [batch([0, 1, 2, 3, 3], [5, 9, 2, 0]), batch([0, 6], [6])]
+    worker.execute_model(scheduled(new=[("a", [1]), ("b", [2]), ("c", [3])], tokens=3))
+    _, plan, arguments = core.named("plan_step")[0]
+    assert arguments["seq_lens"].tolist() == [5, 9, 2]
+    assert core.named("begin_step") == [("begin_step", plan, {"num_tokens": 4, "stream": STREAM})]
+    assert core.calls[-1][0] == "begin_step", "nothing between the begin and the replay"
+
+    # A prefill runs eagerly, and takes its step up by itself.
+    runner.input_batch.req_ids = ["d"]
+    worker.execute_model(scheduled(new=[("d", [4])], tokens=6))
+    assert len(core.named("begin_step")) == 1 and len(core.named("forward")) == 4
 
 
 def tiered_worker(worker_of):

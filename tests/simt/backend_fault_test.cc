@@ -2,6 +2,7 @@
 // device is the SIMT executor.
 #include <algorithm>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -19,6 +20,7 @@ constexpr int kHeadSize = 64;
 constexpr int kBlock = 16;
 constexpr int kLayers = 2;
 constexpr int kDevicePages = 1;
+constexpr GraphShape kGraph = {4, 1};
 constexpr int kLength = 40;  // of the one sequence: most of its blocks are host pages
 
 // One sequence in a tiered backend whose device tier is a page.
@@ -87,7 +89,31 @@ class CudaFaultTest : public testing::Test {
   }
 
   absl::Status Step(int tokens) {
+    absl::Status status = Plan(tokens);
+    return status.ok() ? RunEagerly() : status;
+  }
+
+  absl::Status BindAndCapture() {
+    options_.graph_tokens = kGraph.num_tokens;
+    options_.graph_pages = 4;
+    if (absl::Status status = Bind(); !status.ok()) return status;
+    hybridgen::Plan step;
+    std::swap(step, plan_);
+    absl::Status status = backend_->PlanCapture(kGraph, plan_, nullptr);
+    stream_->Capture();
+    for (int l = 0; l < kLayers && status.ok(); ++l) status = Forward(l);
+    graph_ = stream_->TakeGraph();
+    std::swap(step, plan_);
+    return status;
+  }
+
+  absl::Status ReplayedStep(int tokens) {
     if (absl::Status status = Plan(tokens); !status.ok()) return status;
+    if (absl::Status status = backend_->BeginStep(plan_, &kGraph, nullptr); !status.ok()) return status;
+    return stream_->Replay(graph_);
+  }
+
+  absl::Status RunEagerly() {
     for (int l = 0; l < kLayers; ++l) {
       if (absl::Status status = Forward(l); !status.ok()) return status;
     }
@@ -111,6 +137,7 @@ class CudaFaultTest : public testing::Test {
   std::unique_ptr<PagedAttentionBackend> backend_;
   std::vector<std::vector<uint16_t>> tensors_;  // [layer], then q, k, v, out
   hybridgen::Plan plan_;
+  HostStream::Graph graph_;
   int length_ = 0;
 };
 
@@ -189,11 +216,105 @@ TEST_F(CudaFaultTest, LayersThatRunTwiceAreRefused) {
   EXPECT_EQ(Forward(0).code(), absl::StatusCode::kFailedPrecondition);
 }
 
-TEST_F(CudaFaultTest, CapturesAreRefused) {
+TEST_F(CudaFaultTest, AStepIsNotCaptured) {
   ASSERT_TRUE(Bind().ok());
   ASSERT_TRUE(Plan(1).ok());
-  stream_->set_capturing(true);
-  EXPECT_EQ(Forward(0).code(), absl::StatusCode::kUnimplemented);
+  stream_->Capture();
+  const absl::Status status = Forward(0);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "graph_tokens")) << status;
+}
+
+// ---- Graphs, here of up to 4 tokens ----
+
+TEST_F(CudaFaultTest, AWorkerThatIsLateInAReplayEndsTheBackendAndNoTokenLeaves) {
+  options_.timeout = absl::Milliseconds(100);
+  options_.dram_gigabytes_per_second = 1e-6;  // K and V of one token take a quarter of a second
+  ASSERT_TRUE(BindAndCapture().ok());
+  ASSERT_TRUE(Step(kBlock).ok());  // all on the device
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  std::fill(Out().begin(), Out().end(), 0xffff);
+  ASSERT_TRUE(ReplayedStep(1).ok()) << "what happens on the device is told later";
+  EXPECT_FALSE(stream_->Synchronize().ok()) << "the stream has failed, as the engine sees";
+  ExpectNothingWritten();
+  const absl::Status status = ErrorOfLaterSteps();
+  EXPECT_TRUE(absl::StrContains(status.message(), "CPU worker did not answer")) << status;
+  EXPECT_EQ(ErrorOfLaterSteps().code(), absl::StatusCode::kFailedPrecondition);
+  ExpectNothingWritten();
+}
+
+TEST_F(CudaFaultTest, ReplaysFollowEachOtherWithoutWaiting) {
+  ASSERT_TRUE(BindAndCapture().ok());
+  ASSERT_TRUE(Step(20).ok());
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  std::fill(Out().begin(), Out().end(), 0xffff);
+  const int64_t allocations = stream_->allocations();
+  for (int i = 0; i < 6; ++i) ASSERT_TRUE(ReplayedStep(1).ok());  // two of them in flight
+  EXPECT_EQ(stream_->allocations(), allocations);
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  EXPECT_TRUE(ErrorOfLaterSteps().ok());
+  for (int i = 0; i < 2 * kHeadSize; ++i) EXPECT_NEAR(Float16ToFloat(Out()[i]), 0.5f, 1e-3f);
+  for (int i = 2 * kHeadSize; i < 8 * kHeadSize; ++i) ASSERT_EQ(Out()[i], 0xffff) << "a row of padding";
+}
+
+TEST_F(CudaFaultTest, AStepThatItsGraphDoesNotServeIsRefusedAndRunsEagerly) {
+  ASSERT_TRUE(BindAndCapture().ok());
+  ASSERT_TRUE(Plan(20).ok());
+  for (const absl::Status& status :
+       {backend_->CheckReplay(plan_, kGraph), backend_->BeginStep(plan_, &kGraph, nullptr)}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+    EXPECT_TRUE(absl::StrContains(status.message(), "20 tokens; accepted: up to 4")) << status;
+  }
+  EXPECT_TRUE(RunEagerly().ok());
+  ASSERT_TRUE(Plan(4).ok());
+  EXPECT_TRUE(absl::StrContains(backend_->CheckReplay(plan_, kGraph).message(), "4 query tokens of a sequence"));
+  EXPECT_TRUE(RunEagerly().ok());
+  ASSERT_TRUE(Plan(1).ok());
+  EXPECT_TRUE(absl::StrContains(backend_->CheckReplay(plan_, {2, 1}).message(), "0 of 2 layers have been captured"));
+  EXPECT_TRUE(backend_->CheckReplay(plan_, kGraph).ok());
+  EXPECT_TRUE(RunEagerly().ok()) << "asking commits to nothing";
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  EXPECT_TRUE(ErrorOfLaterSteps().ok());
+}
+
+TEST_F(CudaFaultTest, AGraphThatIsReplayedTwiceForAStepEndsTheBackend) {
+  ASSERT_TRUE(BindAndCapture().ok());
+  ASSERT_TRUE(Step(kLength - 8).ok());
+  ASSERT_TRUE(ReplayedStep(1).ok());
+  ASSERT_TRUE(stream_->Replay(graph_).ok());
+  EXPECT_FALSE(stream_->Synchronize().ok());
+  EXPECT_FALSE(ErrorOfLaterSteps().ok());
+}
+
+TEST_F(CudaFaultTest, TheLayersOfAStepThatWasBegunForAGraphAreTheGraphs) {
+  ASSERT_TRUE(BindAndCapture().ok());
+  ASSERT_TRUE(Step(8).ok());  // no host part, so nobody waits for a call
+  ASSERT_TRUE(Plan(1).ok());
+  ASSERT_TRUE(backend_->BeginStep(plan_, &kGraph, nullptr).ok());
+  EXPECT_EQ(Forward(0).code(), absl::StatusCode::kFailedPrecondition) << "its layers are the graph's";
+}
+
+TEST_F(CudaFaultTest, AStepWhoseGraphWasNotReplayedIsNamed) {
+  ASSERT_TRUE(BindAndCapture().ok());
+  ASSERT_TRUE(Step(8).ok());
+  ASSERT_TRUE(Plan(1).ok());
+  ASSERT_TRUE(backend_->BeginStep(plan_, &kGraph, nullptr).ok());
+  ASSERT_TRUE(Plan(1).ok());
+  absl::Status status = backend_->BeginStep(plan_, &kGraph, nullptr);  // ends the one before, which has not run
+  if (status.ok()) status = ErrorOfLaterSteps();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "was queued 0 times")) << status;
+}
+
+TEST_F(CudaFaultTest, GraphsAreRefusedWithoutTheirOptions) {
+  ASSERT_TRUE(Bind().ok());
+  hybridgen::Plan capture;
+  const absl::Status status = backend_->PlanCapture(kGraph, capture, nullptr);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "graph_tokens")) << status;
+  ASSERT_TRUE(Plan(1).ok());
+  EXPECT_EQ(backend_->BeginStep(plan_, &kGraph, nullptr).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(RunEagerly().ok()) << "a refusal has no consequence";
 }
 
 TEST_F(CudaFaultTest, HostMemoryThatTheDeviceCannotReachIsRefused) {

@@ -117,7 +117,7 @@ void CheckChosen(const ChosenCase& c) {
   merge.query_heads = heads;
   merge.head_size = c.head_size;
   merge.device = p.attend.partials;
-  merge.host = {left_o.data(), left_lse.data()};
+  merge.host[0] = {left_o.data(), left_lse.data()};
   merge.first_host_row = rows;
   merge.o = {out.data(), width, c.head_size};
   LaunchConfig config;

@@ -237,7 +237,7 @@ TEST(MergeTest, DeviceAndHostPartials) {
       p.query_heads = heads;
       p.head_size = head_size;
       p.device = {device_o.data(), device_lse.data()};
-      p.host = {host_o.data(), host_lse.data()};
+      p.host[0] = {host_o.data(), host_lse.data()};
       p.first_host_row = device_rows;
       p.o = {out.data(), width, head_size};
       p.dtype = dtype;

@@ -46,8 +46,20 @@ HostStream::~HostStream() {
 
 absl::Status HostStream::SwitchTo(CUstream_st*) { return absl::OkStatus(); }
 
-absl::Status HostStream::CheckNotCapturing() {
-  return capturing_ ? absl::UnimplementedError("host stream: capturing") : absl::OkStatus();
+absl::StatusOr<bool> HostStream::Capturing(CUstream_st*) { return capture_ != nullptr; }
+void HostStream::BeginCapture(CUstream_st*) { into_graph_ = true; }
+void HostStream::EndCapture() { into_graph_ = false; }
+
+HostStream::Graph HostStream::TakeGraph() {
+  const std::unique_ptr<Graph> graph = std::move(capture_);
+  return *graph;
+}
+
+absl::Status HostStream::Replay(const Graph& graph) {
+  for (const Work& kernel : graph) {
+    if (absl::Status status = Push(kernel); !status.ok()) return status;
+  }
+  return absl::OkStatus();
 }
 
 // ---- Memory ----
@@ -112,6 +124,8 @@ absl::Status HostStream::Check(const char* what, const void* data, size_t bytes,
 // ---- The queue ----
 
 absl::Status HostStream::Push(Work work) {
+  // What an engine's capture would refuse, or leave out of the graph.
+  if (capture_ != nullptr) return absl::FailedPreconditionError("host stream: work outside of the graph in a capture");
   ++queued_;
   std::lock_guard<std::mutex> lock(mutex_);
   if (!status_.ok()) return status_;
@@ -122,6 +136,10 @@ absl::Status HostStream::Push(Work work) {
 
 absl::Status HostStream::PushKernel(cuda::LaunchStatus checked, Work work) {
   if (checked != cuda::LaunchStatus::kOk) return absl::InvalidArgumentError(cuda::LaunchStatusText(checked));
+  if (into_graph_) {
+    capture_->push_back(std::move(work));
+    return absl::OkStatus();
+  }
   return Push(std::move(work));
 }
 
@@ -285,11 +303,18 @@ absl::Status HostStream::Prefill(const cuda::AttendParams& p) {
 }
 
 absl::Status HostStream::Merge(const cuda::MergeParams& p) {
-  const bool host = p.host.o != nullptr;
+  for (const cuda::Partials& host : p.host) {
+    const int64_t bytes = host.o == nullptr ? 0 : 1;
+    for (const absl::Status& status :
+         {Check("host partials", host.o, bytes, false), Check("host lse", host.lse, bytes, false)}) {
+      if (!status.ok()) return status;
+    }
+  }
   for (const absl::Status& status :
        {Check("items", p.items, p.num_items * sizeof(*p.items), true), Check("partials", p.device.o, 1, true),
-        Check("partials", p.device.lse, 1, true), Check("host partials", p.host.o, host ? 1 : 0, false),
-        Check("host lse", p.host.lse, host ? 1 : 0, false), Check("output", p.o.data, 1, true)}) {
+        Check("partials", p.device.lse, 1, true),
+        Check("sequence", p.first_sequence, p.first_sequence == nullptr ? 0 : sizeof(*p.first_sequence), true),
+        Check("output", p.o.data, 1, true)}) {
     if (!status.ok()) return status;
   }
   return PushKernel(cuda::Check(p), [this, p] {
@@ -358,7 +383,7 @@ absl::Status HostStream::Publish(const cuda::PublishParams& params) {
 }
 
 absl::Status HostStream::Await(const cuda::AwaitParams& p) {
-  return Push([p] {
+  return PushKernel(cuda::LaunchStatus::kOk, [p] {
     WaitOps ops;
     const JointOutcome outcome = JointWait(ops, p.table, p.call);
     if (outcome == JointOutcome::kAnswered) return absl::OkStatus();

@@ -14,6 +14,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/types/span.h"
 #include "backend/device_stream.h"
@@ -31,7 +32,9 @@ class HostStream final : public DeviceStream {
   const char* name() const override { return "host (SIMT executor)"; }
   int num_processors() const override { return 4; }
   absl::Status SwitchTo(CUstream_st* queue) override;
-  absl::Status CheckNotCapturing() override;
+  absl::StatusOr<bool> Capturing(CUstream_st* queue) override;
+  void BeginCapture(CUstream_st* queue) override;
+  void EndCapture() override;
   absl::StatusOr<std::shared_ptr<void>> AllocateDevice(size_t bytes) override;
   absl::StatusOr<std::shared_ptr<void>> AllocatePinned(size_t bytes) override;
   DeviceRegistrar& registrar() override { return registrar_; }
@@ -57,7 +60,12 @@ class HostStream final : public DeviceStream {
   absl::Status Synchronize();  // waits for all that is queued
   int64_t allocations() const { return allocations_.load(); }
   int64_t queued() const { return queued_.load(); }
-  void set_capturing(bool capturing) { capturing_ = capturing; }
+  // A graph: kernels with the arguments that they were launched with. The engine's part of a capture is Capture, then
+  // the layers, then TakeGraph; Replay queues a graph's kernels, any number of times.
+  using Graph = std::vector<std::function<absl::Status()>>;
+  void Capture() { capture_ = std::make_unique<Graph>(); }
+  Graph TakeGraph();
+  absl::Status Replay(const Graph& graph);
   // Refuses registrations from now on.
   void refuse_registration(bool refuse) { registrar_.refuse = refuse; }
 
@@ -96,8 +104,9 @@ class HostStream final : public DeviceStream {
   Registrar registrar_{memory_.get()};
   std::atomic<int64_t> allocations_{0};
   std::atomic<int64_t> queued_{0};
-  bool capturing_ = false;
-  uint64_t seed_;  // of the thread
+  std::unique_ptr<Graph> capture_;  // null: no capture is under way
+  bool into_graph_ = false;         // between BeginCapture and EndCapture
+  uint64_t seed_;                   // of the thread
 
   std::mutex mutex_;
   std::condition_variable changed_;

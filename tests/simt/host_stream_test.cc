@@ -128,7 +128,7 @@ TEST_F(HostStreamTest, KernelsRefuseEveryAddressThatTheDeviceCannotReach) {
   merge.items = reinterpret_cast<const cuda::MergeItem*>(device());
   merge.num_items = merge.query_heads = 1;
   merge.head_size = 64;
-  merge.device = merge.host = {floats, floats};
+  merge.device = merge.host[0] = merge.host[1] = {floats, floats};
   merge.o = rows;
   cuda::RepackParams repack;
   repack.jobs = reinterpret_cast<const cuda::RepackJob*>(device());
@@ -187,10 +187,13 @@ TEST_F(HostStreamTest, KernelsRefuseEveryAddressThatTheDeviceCannotReach) {
                   "plan");
   }
   // Slots and the CPU's partials lie in host memory, which must be mapped.
-  merge.host.o = reinterpret_cast<float*>(plain_.data());
-  ExpectRefused(stream_.Merge(merge), "host partials");
-  merge.host = {reinterpret_cast<float*>(pinned()), reinterpret_cast<float*>(plain_.data())};
-  ExpectRefused(stream_.Merge(merge), "host lse");
+  for (cuda::Partials& partials : merge.host) {
+    partials = {reinterpret_cast<float*>(plain_.data()), reinterpret_cast<float*>(pinned())};
+    ExpectRefused(stream_.Merge(merge), "host partials");
+    partials = {reinterpret_cast<float*>(pinned()), reinterpret_cast<float*>(plain_.data())};
+    ExpectRefused(stream_.Merge(merge), "host lse");
+    partials = {reinterpret_cast<float*>(pinned()), reinterpret_cast<float*>(pinned())};
+  }
   publish.table.slots = reinterpret_cast<unsigned char*>(plain_.data());
   ExpectRefused(stream_.Publish(publish), "slots");
   EXPECT_EQ(stream_.queued(), 0) << "what is refused is not queued";
