@@ -67,6 +67,7 @@ absl::Status Validate(const BackendOptions& o) {
            CheckRange("num_threads", o.num_threads, 0, kMaxThreads),
            CheckRange("device_threads", o.device_threads, 1, kMaxThreads),
            CheckRange("max_call_rows", o.max_call_rows, 1, 65536),
+           CheckRange("ring_pages", o.ring_pages, 1, 1 << 24),
            CheckRange("speculative_tokens", o.speculative_tokens, 0, 4096),
            CheckRange("dram_bytes", o.dram_bytes, 0, INT64_MAX),
            CheckRange("cxl_bytes", o.cxl_bytes, 0, INT64_MAX),
@@ -108,10 +109,6 @@ absl::Status Validate(const BackendOptions& o) {
   if (!(o.timeout > absl::ZeroDuration())) {
     return absl::InvalidArgumentError(absl::StrCat("create backend: timeout is ", absl::FormatDuration(o.timeout),
                                                    "; accepted: more than 0 seconds"));
-  }
-  if (o.device_kind == DeviceKind::kCuda && o.streaming_share != 0) {
-    return absl::UnimplementedError(
-        absl::StrCat("create backend: streaming_share is ", o.streaming_share, "; accepted with device_kind cuda: 0"));
   }
   if (o.binding == Binding::kTiered && o.dram_bytes == 0 && o.cxl_bytes == 0) {
     return absl::InvalidArgumentError(

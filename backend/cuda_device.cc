@@ -12,6 +12,7 @@
 #include "backend/cuda_layers.h"
 #include "backend/cuda_plan.h"
 #include "backend/cuda_step_memory.h"
+#include "backend/cuda_streaming.h"
 
 namespace hybridgen {
 namespace {
@@ -35,6 +36,7 @@ class CudaDevice final : public DeviceWorker {
         query_heads_(MostQueryHeads(options)),
         memory_(stream_.get(), query_heads_, options.head_size),
         layers_(stream_.get(), &memory_, options.dtype, options.head_size, options.num_kv_heads),
+        streaming_(stream_.get(), &memory_),
         layout_(options.max_call_rows, query_heads_, options.num_kv_heads, options.head_size, options.dtype) {
     limits_.decode_tokens = std::max(1, kDecodeRows / (query_heads_ / o_.num_kv_heads));
     limits_.page_tokens = o_.page_tokens;
@@ -44,6 +46,14 @@ class CudaDevice final : public DeviceWorker {
       const auto known = std::find(limits_.windows.begin(), limits_.windows.end(), layer.sliding_window);
       window_of_.push_back(static_cast<int>(known - limits_.windows.begin()));
       if (known == limits_.windows.end()) limits_.windows.push_back(layer.sliding_window);
+    }
+    limits_.ring.pages = o_.ring_pages;
+    if (!o_.stored_layers.empty()) {  // all alike
+      const LayerPages& pages = o_.stored_layers[0];
+      limits_.ring.head_groups = pages.head_groups;
+      limits_.ring.head_group_stride = pages.head_group_stride;
+      limits_.ring.group_bytes =
+          pages.host.kv_heads * static_cast<uint64_t>(pages.pool.k_head_stride) * DTypeSize(pages.pool.dtype);
     }
     for (std::shared_ptr<CudaHostPart>& part : parts_) {
       part = std::make_shared<CudaHostPart>(o_.host, layout_, o_.layers, o_.head_size, o_.num_kv_heads);
@@ -96,7 +106,7 @@ class CudaDevice final : public DeviceWorker {
   }
 
   int num_workers() const override { return stream_->num_processors(); }
-  int64_t read_bytes(Tier tier) const override { return tier == Tier::kDevice ? read_bytes_ : 0; }
+  int64_t read_bytes(Tier tier) const override { return read_bytes_[Index(tier)]; }
   DeviceSeconds seconds() const override {
     DeviceSeconds seconds;
     for (const std::shared_ptr<CudaHostPart>& part : parts_) seconds.host += part->attend_seconds();
@@ -143,6 +153,7 @@ class CudaDevice final : public DeviceWorker {
   const int query_heads_;  // the most of all layers
   CudaStepMemory memory_;
   CudaLayers layers_;
+  CudaStreaming streaming_;
   const CallLayout layout_;
   CudaPlanLimits limits_;
   std::vector<int> window_of_;                           // [layer] in limits_.windows
@@ -158,7 +169,7 @@ class CudaDevice final : public DeviceWorker {
   int parity_ = 1;
   int layers_run_ = 0;  // of the present step
   std::deque<OpenStep> open_;
-  int64_t read_bytes_ = 0;
+  int64_t read_bytes_[kNumTiers] = {};
 };
 
 absl::Status CudaDevice::Start() {
@@ -202,6 +213,9 @@ absl::Status CudaDevice::BeginStep(const LayerCall& call) {
     return absl::InternalError("cuda device: the plan names host pages, and the device was made without host tiers");
   }
   part->Reserve(query_heads_);
+  if (!built.streamed.rounds.empty()) {
+    if (absl::Status status = streaming_.Reserve(o_.ring_pages, limits_.page_bytes); !status.ok()) return status;
+  }
   if (!memory_.Holds(built)) {
     if (absl::Status status = TryDrain(); !status.ok()) return status;
     if (absl::Status status = memory_.Grow(built); !status.ok()) return status;
@@ -308,8 +322,11 @@ absl::Status CudaDevice::TryRunLayer(const LayerCall& call) {
     parts_[parity_]->SetLayer(layers_run_, call);
     if (absl::Status status = layers_.Publish(call, step, Call(0)); !status.ok()) return status;
   }
-  if (absl::Status status = layers_.Attend(call, step, window_of_[call.layer]); !status.ok()) return status;
-  if (absl::Status status = layers_.MergeSplits(call, step); !status.ok()) return status;
+  const int window = window_of_[call.layer];
+  if (absl::Status status = layers_.Attend(call, step, window); !status.ok()) return status;
+  if (absl::Status status = layers_.MergeRows(call, step); !status.ok()) return status;
+  if (absl::Status status = layers_.Stream(call, step, window, streaming_); !status.ok()) return status;
+  if (absl::Status status = layers_.MergeOutputs(call, step); !status.ok()) return status;
   for (int i = 0; i < calls; ++i) {
     // One call ahead, whose slot is free since the call before was joined.
     if (i + 1 < calls) {
@@ -317,8 +334,10 @@ absl::Status CudaDevice::TryRunLayer(const LayerCall& call) {
     }
     if (absl::Status status = layers_.Join(call, step, Call(i)); !status.ok()) return status;
   }
-  read_bytes_ += step.device_tokens[window_of_[call.layer]] * 2 * o_.num_kv_heads * o_.head_size *
-                 static_cast<int64_t>(DTypeSize(o_.dtype));
+  for (int tier = 0; tier < kNumTiers; ++tier) {
+    read_bytes_[tier] +=
+        step.read_tokens[window][tier] * o_.num_kv_heads * o_.head_size * static_cast<int64_t>(DTypeSize(o_.dtype));
+  }
   ++layers_run_;
   return absl::OkStatus();
 }
@@ -342,6 +361,10 @@ absl::StatusOr<std::unique_ptr<DeviceWorker>> CreateCudaDevice(const CudaDeviceO
     return status;
   }
   if (options.layers.empty()) return absl::FailedPreconditionError("cuda device: no layer; add the layers first");
+  if (options.ring_pages < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cuda device: ring_pages is ", options.ring_pages, "; accepted: 1 or more"));
+  }
   if (options.max_call_rows < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("cuda device: max_call_rows is ", options.max_call_rows, "; accepted: 1 or more"));

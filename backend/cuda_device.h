@@ -27,6 +27,8 @@ struct CudaDeviceOptions {
   absl::Duration timeout = absl::Seconds(60);
   // Query rows, and written rows, of one call of the joint: two slots of this size are pinned for good.
   int max_call_rows = 256;
+  // Device pages of the ring that host pages are streamed through.
+  int ring_pages = 512;
   // With host tiers; else null and empty. `host` owns what a CPU thread touches. `host_tiers` is registered with the
   // stream's device and outlives it.
   std::shared_ptr<AttentionWorker> host;

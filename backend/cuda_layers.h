@@ -9,6 +9,7 @@
 #include "backend/cuda_host_part.h"
 #include "backend/cuda_plan.h"
 #include "backend/cuda_step_memory.h"
+#include "backend/cuda_streaming.h"
 #include "backend/device_stream.h"
 #include "backend/layer_call.h"
 
@@ -40,16 +41,23 @@ class CudaLayers {
   absl::Status WriteKv(const LayerCall& call, const CudaStep& step);
   // Attends the device's pages. `window`: index of the layer's in the step.
   absl::Status Attend(const LayerCall& call, const CudaStep& step, int window);
-  // Splits of the device: complete ones into the output, the others into their token's row.
-  absl::Status MergeSplits(const LayerCall& call, const CudaStep& step);
+  // Splits of the pool's pages that others follow, into their sequence's row.
+  absl::Status MergeRows(const LayerCall& call, const CudaStep& step);
+  // Attends the streamed pages, by way of the ring, and merges them into that row.
+  absl::Status Stream(const LayerCall& call, const CudaStep& step, int window, const CudaStreaming& streaming);
+  // What is complete on the device, into the output.
+  absl::Status MergeOutputs(const LayerCall& call, const CudaStep& step);
   // Hands the CPU its rows of a call.
   absl::Status Publish(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint);
   // Waits for the CPU's partials and merges them into the output.
   absl::Status Join(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint);
 
  private:
-  absl::Status Merge(const LayerCall& call, const DeviceTable<cuda::MergeItem>& table, Range items,
-                     const cuda::MergeParams& to);
+  // Arguments that are common to the layer's launches.
+  cuda::AttendParams AttendArguments(const LayerCall& call, const CudaStep& step, int window) const;
+  cuda::MergeParams RowMerge(const LayerCall& call) const;
+  cuda::MergeParams OutputMerge(const LayerCall& call) const;
+  absl::Status Merge(cuda::MergeParams to, const DeviceTable<cuda::MergeItem>& table, Range items);
 
   DeviceStream* const stream_;
   const CudaStepMemory* const memory_;

@@ -54,6 +54,8 @@ class HostTiers {
   int64_t block_bytes() const { return options_.page_bytes[0] + options_.page_bytes[1]; }
   const HostTiersOptions& options() const { return options_; }
   const std::vector<TierArena>& arenas() const { return arenas_; }
+  // Of all arenas and the pages of zeros.
+  const PinReport& pin() const { return pin_; }
 
  private:
   explicit HostTiers(const HostTiersOptions& options) : options_(options) {}
@@ -65,6 +67,7 @@ class HostTiers {
   uint64_t base_[kNumTiers][kNumRoles] = {};  // of head group 0
   uint64_t zero_page_ = 0;
   std::vector<std::unique_ptr<Arena>> zeros_;  // [head group]
+  PinReport pin_;
 };
 
 }  // namespace hybridgen

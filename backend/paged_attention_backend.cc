@@ -151,10 +151,6 @@ class BackendImpl final : public PagedAttentionBackend {
     if (!(share >= 0 && share <= 1)) {
       return absl::InvalidArgumentError(absl::StrCat("set streaming share: value is ", share, "; accepted: 0 to 1"));
     }
-    if (o_.device_kind == DeviceKind::kCuda && share != 0) {
-      return absl::UnimplementedError(
-          absl::StrCat("set streaming share: value is ", share, "; accepted with device_kind cuda: 0"));
-    }
     StepKnobs knobs = knobs_;
     knobs.streaming_share = share;
     SetKnobs(knobs);
@@ -237,6 +233,7 @@ absl::Status BackendImpl::StartCudaDevice(const std::shared_ptr<TieredBinding>& 
   for (const Layer& layer : layers_) device.layers.push_back(layer.params);
   device.timeout = o_.timeout;
   device.max_call_rows = o_.max_call_rows;
+  device.ring_pages = o_.ring_pages;
   if (tiered != nullptr) {
     if (absl::Status status = CheckRegistered(*tiered->host); !status.ok()) return status;
     const auto kept = std::make_shared<KeptForWorker>(KeptForWorker{stream_, cpu_owner_, tiered});

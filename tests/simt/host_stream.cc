@@ -293,7 +293,11 @@ absl::Status HostStream::CheckJobs(const cuda::RepackParams& p) const {
   const size_t strided =
       2 * ((g.kv_heads - 1) * g.k_head_stride + (g.page_tokens - 1) * g.k_token_stride + g.head_size);
   for (int i = 0; i < p.num_jobs; ++i) {
-    const cuda::RepackJob& job = p.jobs[i];
+    cuda::RepackJob job = p.jobs[i];
+    job.packed_k += p.base.packed_k;
+    job.packed_v += p.base.packed_v;
+    job.strided_k += p.base.strided_k;
+    job.strided_v += p.base.strided_v;
     for (const absl::Status& status : {Check("packed K", reinterpret_cast<void*>(job.packed_k), packed, false),
                                        Check("packed V", reinterpret_cast<void*>(job.packed_v), packed, false),
                                        Check("strided K", reinterpret_cast<void*>(job.strided_k), strided, true),
