@@ -68,6 +68,7 @@ absl::Status Validate(const BackendOptions& o) {
            CheckRange("device_threads", o.device_threads, 1, kMaxThreads),
            CheckRange("max_call_rows", o.max_call_rows, 1, 65536),
            CheckRange("ring_pages", o.ring_pages, 1, 1 << 24),
+           CheckRange("staging_bytes", o.staging_bytes, 0, int64_t{1} << 40),
            CheckRange("speculative_tokens", o.speculative_tokens, 0, 4096),
            CheckRange("dram_bytes", o.dram_bytes, 0, INT64_MAX),
            CheckRange("cxl_bytes", o.cxl_bytes, 0, INT64_MAX),

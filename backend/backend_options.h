@@ -41,8 +41,9 @@ struct BackendOptions {
   std::vector<int> cpus;    // own threads are pinned to these; empty: not pinned
   int max_call_rows = 256;  // cuda device: query rows that the CPU attends at a time, CudaDeviceOptions::max_call_rows
   int ring_pages = 512;     // cuda device: pages that host pages are streamed through, CudaDeviceOptions::ring_pages
-  int speculative_tokens = 0;  // draft tokens that a step may write and later reject
-  int64_t dram_bytes = 0;      // host tiers, all layers together
+  int64_t staging_bytes = 64 << 20;  // cuda device: CudaDeviceOptions::staging_bytes
+  int speculative_tokens = 0;        // draft tokens that a step may write and later reject
+  int64_t dram_bytes = 0;            // host tiers, all layers together
   int64_t cxl_bytes = 0;
   int dram_node = -1;
   int head_groups = 0;  // parts of the KV heads with a DRAM node each (head_groups.h); 0: as the machine is

@@ -1,6 +1,7 @@
 #include "backend/cuda_device.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <deque>
 #include <thread>
@@ -13,6 +14,7 @@
 #include "backend/cuda_plan.h"
 #include "backend/cuda_step_memory.h"
 #include "backend/cuda_streaming.h"
+#include "backend/layer_times.h"
 
 namespace hybridgen {
 namespace {
@@ -37,6 +39,7 @@ class CudaDevice final : public DeviceWorker {
         memory_(stream_.get(), query_heads_, options.head_size),
         layers_(stream_.get(), &memory_, options.dtype, options.head_size, options.num_kv_heads),
         streaming_(stream_.get(), &memory_),
+        times_(stream_.get(), static_cast<int>(options.layers.size())),
         layout_(options.max_call_rows, query_heads_, options.num_kv_heads, options.head_size, options.dtype) {
     limits_.decode_tokens = std::max(1, kDecodeRows / (query_heads_ / o_.num_kv_heads));
     limits_.page_tokens = o_.page_tokens;
@@ -90,17 +93,22 @@ class CudaDevice final : public DeviceWorker {
     absl::StatusOr<std::vector<CopyTask>> finished = copies_->TakeFinished();
     if (finished.ok()) return *std::move(finished);
     Die(finished.status()).IgnoreError();
+    untold_ = true;
     return {};
   }
 
   absl::Status Drain() override {
     if (!dead_.ok()) return Dead();
-    return Die(TryDrain());
+    if (absl::Status status = Die(TryDrain()); !status.ok() || copies_ == nullptr) return status;
+    return Die(copies_->DrainStaging(3 * o_.timeout));
   }
 
   int64_t CompletedStep(int64_t newest) override {
     if (!dead_.ok()) return newest;  // nothing runs any more
-    if (absl::Status status = Die(NoteCompleted()); !status.ok()) return newest;
+    if (absl::Status status = Die(NoteCompleted()); !status.ok()) {
+      untold_ = true;
+      return newest;
+    }
     if (!open_.empty()) return std::min(newest, open_.front().step - 1);
     return step_ != 0 ? std::min(newest, step_ - 1) : newest;
   }
@@ -109,6 +117,10 @@ class CudaDevice final : public DeviceWorker {
   int64_t read_bytes(Tier tier) const override { return read_bytes_[Index(tier)]; }
   DeviceSeconds seconds() const override {
     DeviceSeconds seconds;
+    seconds.attend = times_.attend_seconds();
+    seconds.merge = times_.merge_seconds();
+    seconds.wait = wait_seconds_;
+    if (copies_ != nullptr) seconds.transfer = copies_->seconds();
     for (const std::shared_ptr<CudaHostPart>& part : parts_) seconds.host += part->attend_seconds();
     return seconds;
   }
@@ -119,6 +131,7 @@ class CudaDevice final : public DeviceWorker {
     int64_t step = 0;
     int parity = 0;
     StreamMark mark = 0;
+    std::array<int64_t, kNumTiers> read_bytes = {};
   };
 
   // The first error is the one that later calls tell, and what the joint knows says more than the stream.
@@ -128,7 +141,8 @@ class CudaDevice final : public DeviceWorker {
     dead_ = status;
     return status;
   }
-  absl::Status Dead() const {
+  absl::Status Dead() {
+    if (std::exchange(untold_, false)) return dead_;
     return absl::FailedPreconditionError(
         absl::StrCat("cuda device: dead, create a new backend; it failed with: ", dead_.message()));
   }
@@ -140,6 +154,7 @@ class CudaDevice final : public DeviceWorker {
   absl::Status NoteCompleted();
   absl::Status TryDrain();
   absl::Status WaitFor(const OpenStep& step);
+  absl::Status Wait(StreamMark mark);
   absl::Status Note(const OpenStep& step);
 
   LayerJointCall Call(int index) {
@@ -154,6 +169,7 @@ class CudaDevice final : public DeviceWorker {
   CudaStepMemory memory_;
   CudaLayers layers_;
   CudaStreaming streaming_;
+  LayerTimes times_;
   const CallLayout layout_;
   CudaPlanLimits limits_;
   std::vector<int> window_of_;                           // [layer] in limits_.windows
@@ -165,20 +181,26 @@ class CudaDevice final : public DeviceWorker {
   uint64_t first_sequence_ = 0;                          // of the present step
 
   absl::Status dead_;
-  int64_t step_ = 0;  // the present step; 0: none
+  bool untold_ = false;  // nobody has been told of it
+  int64_t step_ = 0;     // the present step; 0: none
   int parity_ = 1;
   int layers_run_ = 0;  // of the present step
   std::deque<OpenStep> open_;
-  int64_t read_bytes_[kNumTiers] = {};
+  // Of the present step, and of those that are done: bytes count when the times that they took do.
+  std::array<int64_t, kNumTiers> step_bytes_ = {};
+  std::array<int64_t, kNumTiers> read_bytes_ = {};
+  double wait_seconds_ = 0;
 };
 
 absl::Status CudaDevice::Start() {
   if (absl::Status status = memory_.AddLayers(o_.layers); !status.ok()) return status;
   if (absl::Status status = layers_.Start(); !status.ok()) return status;
+  if (absl::Status status = times_.Start(); !status.ok()) return status;
   absl::StatusOr<std::shared_ptr<void>> copy = stream_->AllocatePinned(kStepsInFlight * sizeof(uint32_t));
   if (!copy.ok()) return copy.status();
   status_copy_ = *std::move(copy);
   if (o_.host_tiers == nullptr) return absl::OkStatus();
+  if (absl::Status status = copies_->Start(o_.staging_bytes); !status.ok()) return status;
   JointOptions joint = o_.joint;
   joint.bytes = layout_.bytes;
   joint.worker_timeout = o_.timeout;
@@ -226,6 +248,7 @@ absl::Status CudaDevice::BeginStep(const LayerCall& call) {
   }
   step_ = built.step;
   layers_run_ = 0;
+  times_.BeginStep(parity_, static_cast<int>(built.calls.size()));
   return absl::OkStatus();
 }
 
@@ -257,13 +280,15 @@ absl::Status CudaDevice::EndStep() {
     return status;
   absl::StatusOr<StreamMark> mark = stream_->Mark();
   if (!mark.ok()) return mark.status();
-  open_.push_back({step_, parity_, *mark});
+  open_.push_back({step_, parity_, *mark, std::exchange(step_bytes_, {})});
   step_ = 0;
   return absl::OkStatus();
 }
 
 // What the device says of a step that is done.
 absl::Status CudaDevice::Note(const OpenStep& step) {
+  for (int tier = 0; tier < kNumTiers; ++tier) read_bytes_[tier] += step.read_bytes[tier];
+  if (absl::Status noted = times_.Note(step.parity); !noted.ok()) return noted;
   const uint32_t status = static_cast<const uint32_t*>(status_copy_.get())[step.parity];
   if ((status & cuda::kStatusInfiniteLogit) == 0) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -272,8 +297,15 @@ absl::Status CudaDevice::Note(const OpenStep& step) {
                    "its dtype's range"));
 }
 
+absl::Status CudaDevice::Wait(StreamMark mark) {
+  const auto begin = std::chrono::steady_clock::now();
+  absl::Status status = stream_->Wait(mark, 3 * o_.timeout);
+  wait_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return status;
+}
+
 absl::Status CudaDevice::WaitFor(const OpenStep& step) {
-  if (absl::Status status = stream_->Wait(step.mark, 3 * o_.timeout); !status.ok()) return status;
+  if (absl::Status status = Wait(step.mark); !status.ok()) return status;
   return NoteCompleted();
 }
 
@@ -294,7 +326,7 @@ absl::Status CudaDevice::TryDrain() {
   }
   absl::StatusOr<StreamMark> mark = stream_->Mark();
   if (!mark.ok()) return mark.status();
-  if (absl::Status status = stream_->Wait(*mark, 3 * o_.timeout); !status.ok()) return status;
+  if (absl::Status status = Wait(*mark); !status.ok()) return status;
   return NoteCompleted();
 }
 
@@ -323,19 +355,30 @@ absl::Status CudaDevice::TryRunLayer(const LayerCall& call) {
     if (absl::Status status = layers_.Publish(call, step, Call(0)); !status.ok()) return status;
   }
   const int window = window_of_[call.layer];
+  const int run = layers_run_;
+  if (absl::Status status = times_.Pass(LayerTimes::kBegin, run); !status.ok()) return status;
   if (absl::Status status = layers_.Attend(call, step, window); !status.ok()) return status;
   if (absl::Status status = layers_.MergeRows(call, step); !status.ok()) return status;
   if (absl::Status status = layers_.Stream(call, step, window, streaming_); !status.ok()) return status;
+  if (absl::Status status = times_.Pass(LayerTimes::kAttended, run); !status.ok()) return status;
   if (absl::Status status = layers_.MergeOutputs(call, step); !status.ok()) return status;
+  if (absl::Status status = times_.Pass(LayerTimes::kMerged, run); !status.ok()) return status;
   for (int i = 0; i < calls; ++i) {
     // One call ahead, whose slot is free since the call before was joined.
     if (i + 1 < calls) {
       if (absl::Status status = layers_.Publish(call, step, Call(i + 1)); !status.ok()) return status;
     }
+    if (absl::Status status = layers_.Await(Call(i)); !status.ok()) return status;
+    if (i + 1 == calls) {
+      if (absl::Status status = times_.Pass(LayerTimes::kAnswered, run); !status.ok()) return status;
+    }
     if (absl::Status status = layers_.Join(call, step, Call(i)); !status.ok()) return status;
   }
+  if (calls > 0) {
+    if (absl::Status status = times_.Pass(LayerTimes::kJoined, run); !status.ok()) return status;
+  }
   for (int tier = 0; tier < kNumTiers; ++tier) {
-    read_bytes_[tier] +=
+    step_bytes_[tier] +=
         step.read_tokens[window][tier] * o_.num_kv_heads * o_.head_size * static_cast<int64_t>(DTypeSize(o_.dtype));
   }
   ++layers_run_;

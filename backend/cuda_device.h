@@ -29,6 +29,8 @@ struct CudaDeviceOptions {
   int max_call_rows = 256;
   // Device pages of the ring that host pages are streamed through.
   int ring_pages = 512;
+  // Pinned memory for publishes and recalls of host pages that are not registered; taken if there are any.
+  int64_t staging_bytes = 64 << 20;
   // With host tiers; else null and empty. `host` owns what a CPU thread touches. `host_tiers` is registered with the
   // stream's device and outlives it.
   std::shared_ptr<AttentionWorker> host;

@@ -127,8 +127,9 @@ absl::Status CudaLayers::Publish(const LayerCall& call, const CudaStep& step, co
   return stream_->Publish(p);
 }
 
+absl::Status CudaLayers::Await(const LayerJointCall& joint) { return stream_->Await({table_, joint.number}); }
+
 absl::Status CudaLayers::Join(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint) {
-  if (absl::Status status = stream_->Await({table_, joint.number}); !status.ok()) return status;
   unsigned char* const slot = JointSlot(table_, joint.sequence);
   cuda::MergeParams p = OutputMerge(call);
   p.host = {reinterpret_cast<float*>(slot + table_.o_offset), reinterpret_cast<float*>(slot + table_.lse_offset)};

@@ -49,7 +49,9 @@ class CudaLayers {
   absl::Status MergeOutputs(const LayerCall& call, const CudaStep& step);
   // Hands the CPU its rows of a call.
   absl::Status Publish(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint);
-  // Waits for the CPU's partials and merges them into the output.
+  // Waits for the CPU's partials.
+  absl::Status Await(const LayerJointCall& joint);
+  // And merges them into the output.
   absl::Status Join(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint);
 
  private:

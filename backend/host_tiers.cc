@@ -104,4 +104,11 @@ absl::StatusOr<std::unique_ptr<HostTiers>> HostTiers::Create(const HostTiersOpti
   return tiers;
 }
 
+bool HostTiers::Registered(uint64_t address, int64_t bytes) const {
+  if (options_.registrar != nullptr && pin_.failures == 0) return true;
+  const std::byte* const data = reinterpret_cast<const std::byte*>(address);
+  return std::any_of(arenas_.begin(), arenas_.end(),
+                     [&](const TierArena& arena) { return arena.memory->Registered(data, bytes); });
+}
+
 }  // namespace hybridgen

@@ -54,6 +54,8 @@ class HostTiers {
   int64_t block_bytes() const { return options_.page_bytes[0] + options_.page_bytes[1]; }
   const HostTiersOptions& options() const { return options_; }
   const std::vector<TierArena>& arenas() const { return arenas_; }
+  // Whether the device reaches all of [address, address + bytes), of host pages.
+  bool Registered(uint64_t address, int64_t bytes) const;
   // Of all arenas and the pages of zeros.
   const PinReport& pin() const { return pin_; }
 

@@ -27,17 +27,12 @@ using Clock = std::chrono::steady_clock;
 // Bytes of KV that one step may publish or recall: about one step's worth of a prefill chunk.
 constexpr int64_t kCopyBytesPerStep = 64 << 20;
 
-// The device copies from and to any page of the host tiers, so it must reach them all.
-absl::Status CheckRegistered(const HostTiers& tiers) {
-  for (const TierArena& arena : tiers.arenas()) {
-    if (arena.pin.failures == 0) continue;
-    return absl::FailedPreconditionError(absl::StrCat(
-        "bind tiered: ", arena.pin.failed_bytes, " bytes of the ", TierName(arena.tier), " ", PageRoleName(arena.role),
-        " pages could not be registered with the device: ", arena.pin.first_error.message(),
-        "; accepted with device_kind cuda: host tiers that fit what may be pinned (RLIMIT_MEMLOCK, the container's "
-        "limits); lower dram_bytes or cxl_bytes"));
-  }
-  return absl::OkStatus();
+// Why the device attends no host pages; empty: it may, as it reaches them all.
+std::string WhyNotStreamed(const PinReport& pin) {
+  if (pin.failures == 0) return "";
+  return absl::StrCat("streaming_share is 0, for ", pin.failed_bytes,
+                      " bytes of host pages could not be registered with the device: ", pin.first_error.message(),
+                      "; see RLIMIT_MEMLOCK and the container's limits, or lower dram_bytes or cxl_bytes");
 }
 
 // How the CPU worker's reads of each tier are paced.
@@ -151,6 +146,7 @@ class BackendImpl final : public PagedAttentionBackend {
     if (!(share >= 0 && share <= 1)) {
       return absl::InvalidArgumentError(absl::StrCat("set streaming share: value is ", share, "; accepted: 0 to 1"));
     }
+    if (share > 0 && !not_streamed_.empty()) return absl::FailedPreconditionError(not_streamed_);
     StepKnobs knobs = knobs_;
     knobs.streaming_share = share;
     SetKnobs(knobs);
@@ -191,8 +187,9 @@ class BackendImpl final : public PagedAttentionBackend {
   std::vector<Layer> layers_;
   LayerLimits limits_;
   std::unique_ptr<KnobPolicy> policy_;
-  StepKnobs knobs_;    // of the newest step
-  StepTimings timed_;  // totals at the last plan
+  StepKnobs knobs_;           // of the newest step
+  StepTimings timed_;         // totals at the last plan
+  std::string not_streamed_;  // why streaming_share stays 0; empty: it need not
   int64_t newest_step_ = 0;
   int64_t steps_ = 0;
   int64_t tokens_written_ = 0;
@@ -234,8 +231,8 @@ absl::Status BackendImpl::StartCudaDevice(const std::shared_ptr<TieredBinding>& 
   device.timeout = o_.timeout;
   device.max_call_rows = o_.max_call_rows;
   device.ring_pages = o_.ring_pages;
+  device.staging_bytes = o_.staging_bytes;
   if (tiered != nullptr) {
-    if (absl::Status status = CheckRegistered(*tiered->host); !status.ok()) return status;
     const auto kept = std::make_shared<KeptForWorker>(KeptForWorker{stream_, cpu_owner_, tiered});
     device.host = std::shared_ptr<AttentionWorker>(kept, &cpu_);
     device.host_tiers = tiered->host.get();
@@ -282,6 +279,8 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
     layers_[i].bound = true;
   }
   StepKnobs knobs = knobs_;
+  not_streamed_ = WhyNotStreamed(tiered_->host->pin());
+  if (!not_streamed_.empty()) knobs.streaming_share = 0;
   knobs.publish_blocks = knobs.recall_blocks =
       static_cast<int>(std::clamp<int64_t>(kCopyBytesPerStep / tiered_->host->block_bytes(), 1, 4096));
   SetKnobs(knobs);
@@ -377,6 +376,7 @@ absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query
 
 // What the last step took: totals now less totals at the last plan.
 StepTimings BackendImpl::TakeTimings() {
+  if (device_ != nullptr) device_->CompletedStep(newest_step_);  // what is done by now counts
   StepTimings now;
   now.cpu_seconds = cpu_seconds_ + (device_ == nullptr ? 0 : device_->seconds().host);
   for (int t = 0; t < kNumTiers; ++t) {
@@ -434,6 +434,7 @@ std::string BackendImpl::StatisticsJson() const {
     return s.ToJson();
   }
   AddTieredStatistics(o_, *tiered_, s);
+  if (o_.streaming_share > 0 && !not_streamed_.empty()) s.placement.notes.push_back(not_streamed_);
   if (mover_ != nullptr) s.mover = mover_->statistics();
   s.head_groups_reason = head_groups_.reason;
   for (int group = 0; group < head_groups_.count; ++group) {

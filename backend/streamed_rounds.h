@@ -82,7 +82,7 @@ class RoundBuilder {
 
   void EndRound();
 
-  const RingLimits& limits_;
+  const RingLimits limits_;
   const int page_tokens_;
   const uint64_t page_bytes_;
   const size_t num_windows_;

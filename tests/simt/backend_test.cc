@@ -31,6 +31,7 @@ struct Setting {
   double mover_gigabytes_per_second = 0;
   double streaming_share = 0;
   int ring_pages = 512;
+  int accepted_registrations = 1;  // every so many-th; 0: none
 };
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
@@ -69,12 +70,14 @@ TEST_P(CudaBackendTest, MatchesTheOracleOverManySteps) {
   options.mover_gigabytes_per_second = s.mover_gigabytes_per_second;
   options.streaming_share = s.streaming_share;
   options.ring_pages = s.ring_pages;
+  options.staging_bytes = 48 << 10;  // some blocks
   const int64_t host_block =
       2 * shape.layers * PackedPageBytes(s.dtype, shape.kv_heads, shape.block_size, shape.head_size);
   options.dram_bytes = s.dram_blocks * host_block;
   options.cxl_bytes = s.cxl_blocks * host_block;
   const uint32_t seed = TestSeed("//tests/simt:backend_test", 20261124);
   const auto stream = std::make_shared<HostStream>(seed);
+  stream->accept_every_registration(s.accepted_registrations);
   Engine engine(shape, options, kDevicePages, kBlocks, s.drafts, seed, DeviceOf(stream, s.dtype, s.steps_ahead));
   ASSERT_TRUE(engine.ok());
   if (HasFailure()) return;
@@ -103,6 +106,7 @@ TEST_P(CudaBackendTest, MatchesTheOracleOverManySteps) {
   EXPECT_GT(stats["tiers"][tier]["read_bytes"], 0) << stats;
   EXPECT_EQ(stats["tiers"][tier]["device_read_bytes"] > 0, s.streaming_share > 0) << stats;
   EXPECT_EQ(stats["tiers"][tier]["cpu_read_bytes"] > 0, s.streaming_share < 1) << stats;
+  for (const char* const seconds : {"device", "merge", "transfer"}) EXPECT_GT(stats["seconds"][seconds], 0) << stats;
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -121,9 +125,10 @@ INSTANTIATE_TEST_SUITE_P(
         Setting{"mover", Binding::kTiered, DType::kBFloat16, 64, 2, 2, 0, 8, 52, 256, 2, 0, 1.0},
         Setting{"streamed", Binding::kTiered, DType::kFloat16, 64, 2, 2, 0, 30, 30, 256, 2, 0, 0, 0.3},
         Setting{"streamed_small_ring", Binding::kTiered, DType::kBFloat16, 64, 1, 3, 3, 60, 0, 7, 1, 0, 0, 0.3, 2},
-        Setting{"all_streamed", Binding::kTiered, DType::kBFloat16, 64, 2, 1, 3, 30, 30, 256, 2, 0, 0, 1},
-        Setting{"all_streamed_small_ring", Binding::kTiered, DType::kFloat16, 64, 4, 2, 3, 30, 30, 16, 1, 2, 0, 1, 3},
-        Setting{"all_streamed_one_page", Binding::kTiered, DType::kBFloat16, 128, 1, 4, 0, 60, 0, 64, 1, 0, 1.0, 1, 1}),
+        Setting{"all_streamed_small_ring", Binding::kTiered, DType::kFloat16, 64, 2, 1, 3, 30, 30, 16, 2, 2, 0, 1, 3},
+        Setting{"all_streamed_one_page", Binding::kTiered, DType::kBFloat16, 64, 1, 4, 0, 60, 0, 64, 1, 0, 1.0, 1, 1},
+        Setting{"staged", Binding::kTiered, DType::kFloat16, 64, 2, 1, 0, 30, 30, 256, 2, 2, 0, 0, 1, 0},
+        Setting{"staged_in_part", Binding::kTiered, DType::kBFloat16, 64, 1, 2, 3, 30, 30, 64, 1, 0, 1.0, 0, 1, 2}),
     [](const testing::TestParamInfo<Setting>& info) { return std::string(info.param.name); });
 
 }  // namespace
