@@ -83,6 +83,8 @@ absl::Status Validate(const BackendOptions& o) {
            CheckRange("max_call_rows", o.max_call_rows, 1, 65536),
            CheckRange("graph_tokens", o.graph_tokens, 0, 65536),
            CheckRange("graph_pages", o.graph_pages, 0, INT32_MAX),
+           CheckRange("ring_pages", o.ring_pages, 1, 1 << 24),
+           CheckRange("staging_bytes", o.staging_bytes, 0, int64_t{1} << 40),
            CheckRange("speculative_tokens", o.speculative_tokens, 0, 4096),
            CheckRange("dram_bytes", o.dram_bytes, 0, INT64_MAX),
            CheckRange("cxl_bytes", o.cxl_bytes, 0, INT64_MAX),
@@ -126,13 +128,13 @@ absl::Status Validate(const BackendOptions& o) {
     return absl::InvalidArgumentError(absl::StrCat("create backend: timeout is ", absl::FormatDuration(o.timeout),
                                                    "; accepted: more than 0 seconds"));
   }
-  if (o.device_kind == DeviceKind::kCuda && o.streaming_share != 0) {
-    return absl::UnimplementedError(
-        absl::StrCat("create backend: streaming_share is ", o.streaming_share, "; accepted with device_kind cuda: 0"));
-  }
   if (o.graph_tokens != 0 && o.device_kind != DeviceKind::kCuda) {
     return absl::UnimplementedError(absl::StrCat("create backend: graph_tokens is ", o.graph_tokens,
                                                  "; accepted with device_kind ", DeviceKindName(o.device_kind), ": 0"));
+  }
+  if (o.graph_tokens != 0 && o.streaming_share != 0) {
+    return absl::UnimplementedError(absl::StrCat("create backend: streaming_share is ", o.streaming_share,
+                                                 "; accepted with graph_tokens ", o.graph_tokens, ": 0"));
   }
   if ((o.graph_tokens != 0) != (o.graph_pages != 0)) {
     return absl::InvalidArgumentError(absl::StrCat("create backend: graph_tokens is ", o.graph_tokens,

@@ -46,8 +46,10 @@ struct BackendOptions {
   // 0: no graphs.
   int graph_tokens = 0;
   int64_t graph_pages = 0;
-  int speculative_tokens = 0;  // draft tokens that a step may write and later reject
-  int64_t dram_bytes = 0;      // host tiers, all layers together
+  int ring_pages = 512;  // cuda device: pages that host pages are streamed through, CudaDeviceOptions::ring_pages
+  int64_t staging_bytes = 64 << 20;  // cuda device: CudaDeviceOptions::staging_bytes
+  int speculative_tokens = 0;        // draft tokens that a step may write and later reject
+  int64_t dram_bytes = 0;            // host tiers, all layers together
   int64_t cxl_bytes = 0;
   int dram_node = -1;
   int head_groups = 0;  // parts of the KV heads with a DRAM node each (head_groups.h); 0: as the machine is

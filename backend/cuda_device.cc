@@ -1,6 +1,7 @@
 #include "backend/cuda_device.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <deque>
 #include <string>
@@ -14,6 +15,8 @@
 #include "backend/cuda_layers.h"
 #include "backend/cuda_plan.h"
 #include "backend/cuda_step_memory.h"
+#include "backend/cuda_streaming.h"
+#include "backend/layer_times.h"
 
 namespace hybridgen {
 namespace {
@@ -42,6 +45,8 @@ class CudaDevice final : public DeviceWorker {
         stream_(std::move(stream)),
         query_heads_(MostQueryHeads(options)),
         eager_(stream_.get(), query_heads_, options.dtype, options.head_size, options.num_kv_heads),
+        streaming_(stream_.get(), &eager_.memory()),
+        times_(stream_.get(), static_cast<int>(options.layers.size())),
         layout_(options.max_call_rows, query_heads_, options.num_kv_heads, options.head_size, options.dtype) {
     limits_.decode_tokens = std::max(1, kDecodeRows / (query_heads_ / o_.num_kv_heads));
     limits_.page_tokens = o_.page_tokens;
@@ -51,6 +56,14 @@ class CudaDevice final : public DeviceWorker {
       const auto known = std::find(limits_.windows.begin(), limits_.windows.end(), layer.sliding_window);
       window_of_.push_back(static_cast<int>(known - limits_.windows.begin()));
       if (known == limits_.windows.end()) limits_.windows.push_back(layer.sliding_window);
+    }
+    limits_.ring.pages = o_.ring_pages;
+    if (!o_.stored_layers.empty()) {  // all alike
+      const LayerPages& pages = o_.stored_layers[0];
+      limits_.ring.head_groups = pages.head_groups;
+      limits_.ring.head_group_stride = pages.head_group_stride;
+      limits_.ring.group_bytes =
+          pages.host.kv_heads * static_cast<uint64_t>(pages.pool.k_head_stride) * DTypeSize(pages.pool.dtype);
     }
     for (std::shared_ptr<CudaHostPart>& part : parts_) {
       part = std::make_shared<CudaHostPart>(o_.host, layout_, o_.layers, o_.head_size, o_.num_kv_heads);
@@ -98,25 +111,34 @@ class CudaDevice final : public DeviceWorker {
     absl::StatusOr<std::vector<CopyTask>> finished = copies_->TakeFinished();
     if (finished.ok()) return *std::move(finished);
     Die(finished.status()).IgnoreError();
+    untold_ = true;
     return {};
   }
 
   absl::Status Drain() override {
     if (!dead_.ok()) return Dead();
-    return Die(TryDrain());
+    if (absl::Status status = Die(TryDrain()); !status.ok() || copies_ == nullptr) return status;
+    return Die(copies_->DrainStaging(3 * o_.timeout));
   }
 
   int64_t CompletedStep(int64_t newest) override {
     if (!dead_.ok()) return newest;  // nothing runs any more
-    if (absl::Status status = Die(NoteCompleted()); !status.ok()) return newest;
+    if (absl::Status status = Die(NoteCompleted()); !status.ok()) {
+      untold_ = true;
+      return newest;
+    }
     if (!open_.empty()) return std::min(newest, open_.front().step - 1);
     return begun_ != Begun::kNothing ? std::min(newest, step_ - 1) : newest;
   }
 
   int num_workers() const override { return stream_->num_processors(); }
-  int64_t read_bytes(Tier tier) const override { return tier == Tier::kDevice ? read_bytes_ : 0; }
+  int64_t read_bytes(Tier tier) const override { return read_bytes_[Index(tier)]; }
   DeviceSeconds seconds() const override {
     DeviceSeconds seconds;
+    seconds.attend = times_.attend_seconds();
+    seconds.merge = times_.merge_seconds();
+    seconds.wait = wait_seconds_;
+    if (copies_ != nullptr) seconds.transfer = copies_->seconds();
     for (const std::shared_ptr<CudaHostPart>& part : parts_) seconds.host += part->attend_seconds();
     return seconds;
   }
@@ -135,6 +157,7 @@ class CudaDevice final : public DeviceWorker {
     int parity = 0;
     Begun begun = Begun::kEager;
     StreamMark mark = 0;
+    std::array<int64_t, kNumTiers> read_bytes = {};
   };
 
   // The first error is the one that later calls tell, and what the joint knows says more than the stream.
@@ -144,7 +167,8 @@ class CudaDevice final : public DeviceWorker {
     dead_ = status;
     return status;
   }
-  absl::Status Dead() const {
+  absl::Status Dead() {
+    if (std::exchange(untold_, false)) return dead_;
     return absl::FailedPreconditionError(
         absl::StrCat("cuda device: dead, create a new backend; it failed with: ", dead_.message()));
   }
@@ -161,13 +185,16 @@ class CudaDevice final : public DeviceWorker {
   absl::Status NoteCompleted();
   absl::Status TryDrain();
   absl::Status WaitFor(const OpenStep& step);
+  absl::Status Wait(StreamMark mark);
   absl::Status Note(const OpenStep& step);
 
   CudaStep& step() { return parts_[parity_]->step(); }
   CudaLayers& LayersOf(Begun begun) { return begun == Begun::kEager ? eager_ : *replayed_; }
   void CountReads(int layer, const LayerPages& pages, const CudaStep& step) {
-    read_bytes_ += step.device_tokens[window_of_[layer]] * 2 * o_.num_kv_heads * o_.head_size *
-                   static_cast<int64_t>(DTypeSize(pages.pool.dtype));
+    const int64_t token = o_.num_kv_heads * o_.head_size * static_cast<int64_t>(DTypeSize(pages.pool.dtype));
+    for (int tier = 0; tier < kNumTiers; ++tier) {
+      step_bytes_[tier] += step.read_tokens[window_of_[layer]][tier] * token;
+    }
   }
 
   const CudaDeviceOptions o_;
@@ -176,6 +203,8 @@ class CudaDevice final : public DeviceWorker {
   CudaLayers eager_;
   std::unique_ptr<CudaLayers> replayed_;  // of graphs, with tables that never grow; null without graphs
   std::unique_ptr<CudaGraphs> graphs_;
+  CudaStreaming streaming_;  // of eager steps
+  LayerTimes times_;         // of eager steps
   const CallLayout layout_;
   CudaPlanLimits limits_;
   std::vector<int> window_of_;                           // [layer] in limits_.windows
@@ -186,6 +215,7 @@ class CudaDevice final : public DeviceWorker {
   std::unique_ptr<JointDispatcher> joint_;               // null without host tiers
 
   absl::Status dead_;
+  bool untold_ = false;  // nobody has been told of it
   Begun begun_ = Begun::kNothing;
   int64_t step_ = 0;  // the present step, or the last one
   int parity_ = 1;
@@ -193,7 +223,10 @@ class CudaDevice final : public DeviceWorker {
   CudaGraph* captured_ = nullptr;  // with kCapture
   CudaStep asked_;                 // of CheckReplay
   std::deque<OpenStep> open_;
-  int64_t read_bytes_ = 0;
+  // Of the present step, and of those that are done: bytes count when the times that they took do.
+  std::array<int64_t, kNumTiers> step_bytes_ = {};
+  std::array<int64_t, kNumTiers> read_bytes_ = {};
+  double wait_seconds_ = 0;
 };
 
 absl::Status CudaDevice::Start() {
@@ -202,10 +235,12 @@ absl::Status CudaDevice::Start() {
     if (absl::Status status = replayed_->Start(o_.layers); !status.ok()) return status;
     if (absl::Status status = replayed_->memory().Grow(graphs_->Largest()); !status.ok()) return status;
   }
+  if (absl::Status status = times_.Start(); !status.ok()) return status;
   absl::StatusOr<std::shared_ptr<void>> reports = stream_->AllocatePinned(kStepsInFlight * sizeof(StepReport));
   if (!reports.ok()) return reports.status();
   reports_ = *std::move(reports);
   if (o_.host_tiers == nullptr) return absl::OkStatus();
+  if (absl::Status status = copies_->Start(o_.staging_bytes); !status.ok()) return status;
   JointOptions joint = o_.joint;
   joint.bytes = layout_.bytes;
   joint.worker_timeout = o_.timeout;
@@ -294,6 +329,9 @@ absl::Status CudaDevice::TakeUp(Begun begun) {
   }
   part->Reserve(query_heads_);
   CudaStepMemory& memory = LayersOf(begun).memory();
+  if (!built.streamed.rounds.empty()) {
+    if (absl::Status status = streaming_.Reserve(o_.ring_pages, limits_.page_bytes); !status.ok()) return status;
+  }
   if (begun == Begun::kEager && !memory.Holds(built)) {
     if (absl::Status status = TryDrain(); !status.ok()) return status;
     if (absl::Status status = memory.Grow(built); !status.ok()) return status;
@@ -311,6 +349,7 @@ absl::Status CudaDevice::TakeUp(Begun begun) {
   begun_ = begun;
   step_ = built.step;
   layers_run_ = 0;
+  times_.BeginStep(parity_, static_cast<int>(built.calls.size()));
   return absl::OkStatus();
 }
 
@@ -345,7 +384,7 @@ absl::Status CudaDevice::EndStep() {
   }
   absl::StatusOr<StreamMark> mark = stream_->Mark();
   if (!mark.ok()) return mark.status();
-  open_.push_back({step_, parity_, begun_, *mark});
+  open_.push_back({step_, parity_, begun_, *mark, std::exchange(step_bytes_, {})});
   begun_ = Begun::kNothing;
   return absl::OkStatus();
 }
@@ -358,6 +397,8 @@ absl::Status CudaDevice::Note(const OpenStep& step) {
         absl::StrCat("begin step: the graph of step ", step.step, " was queued ", report.runs,
                      " times before the next call; queue it once, right behind the begin"));
   }
+  for (int tier = 0; tier < kNumTiers; ++tier) read_bytes_[tier] += step.read_bytes[tier];
+  if (absl::Status noted = times_.Note(step.parity); !noted.ok()) return noted;
   if ((report.status & cuda::kStatusInfiniteLogit) == 0) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("attend: a logit of step ", step.step,
@@ -365,8 +406,15 @@ absl::Status CudaDevice::Note(const OpenStep& step) {
                    "its dtype's range"));
 }
 
+absl::Status CudaDevice::Wait(StreamMark mark) {
+  const auto begin = std::chrono::steady_clock::now();
+  absl::Status status = stream_->Wait(mark, 3 * o_.timeout);
+  wait_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return status;
+}
+
 absl::Status CudaDevice::WaitFor(const OpenStep& step) {
-  if (absl::Status status = stream_->Wait(step.mark, 3 * o_.timeout); !status.ok()) return status;
+  if (absl::Status status = Wait(step.mark); !status.ok()) return status;
   return NoteCompleted();
 }
 
@@ -388,7 +436,7 @@ absl::Status CudaDevice::TryDrain() {
   }
   absl::StatusOr<StreamMark> mark = stream_->Mark();
   if (!mark.ok()) return mark.status();
-  if (absl::Status status = stream_->Wait(*mark, 3 * o_.timeout); !status.ok()) return status;
+  if (absl::Status status = Wait(*mark); !status.ok()) return status;
   return NoteCompleted();
 }
 
@@ -431,7 +479,8 @@ absl::Status CudaDevice::TryRunLayer(const LayerCall& call) {
   if (!step.calls.empty()) {
     parts_[parity_]->SetLayer(layers_run_, {call.layer, *call.pages, call.key.data != nullptr});
   }
-  if (absl::Status status = eager_.Run(call, step, window_of_[call.layer], layers_run_); !status.ok()) {
+  if (absl::Status status = eager_.Run(call, step, window_of_[call.layer], layers_run_, {&streaming_, &times_});
+      !status.ok()) {
     return status;
   }
   CountReads(call.layer, *call.pages, step);
@@ -459,7 +508,7 @@ absl::Status CudaDevice::TryCaptureLayer(const LayerCall& call) {
   } else if (absl::Status status = stream_->SwitchTo(call.stream); !status.ok()) {
     return status;
   }
-  const absl::Status status = replayed_->Run(call, captured_->launches, window_of_[call.layer], layers_run_++);
+  const absl::Status status = replayed_->Run(call, captured_->launches, window_of_[call.layer], layers_run_++, {});
   if (*capturing) stream_->EndCapture();
   return status;
 }
@@ -494,6 +543,10 @@ absl::Status CheckCudaModel(DType dtype, DType kv_dtype, int head_size, int page
 absl::StatusOr<std::unique_ptr<DeviceWorker>> CreateCudaDevice(const CudaDeviceOptions& options,
                                                                std::shared_ptr<DeviceStream> stream) {
   if (options.layers.empty()) return absl::FailedPreconditionError("cuda device: no layer; add the layers first");
+  if (options.ring_pages < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cuda device: ring_pages is ", options.ring_pages, "; accepted: 1 or more"));
+  }
   if (options.max_call_rows < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("cuda device: max_call_rows is ", options.max_call_rows, "; accepted: 1 or more"));

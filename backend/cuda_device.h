@@ -31,6 +31,10 @@ struct CudaDeviceOptions {
   // tables are reserved at once. 0: no graphs.
   int graph_tokens = 0;
   int64_t graph_pages = 0;
+  // Device pages of the ring that host pages are streamed through.
+  int ring_pages = 512;
+  // Pinned memory for publishes and recalls of host pages that are not registered; taken if there are any.
+  int64_t staging_bytes = 64 << 20;
   // With host tiers; else null and empty. `host` owns what a CPU thread touches. `host_tiers` is registered with the
   // stream's device and outlives it.
   std::shared_ptr<AttentionWorker> host;

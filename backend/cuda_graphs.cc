@@ -81,6 +81,8 @@ absl::Status CudaGraphs::Pad(const CudaGraph& graph, CudaStep& step) const {
   fits("query tokens of a sequence", step.decode.max_tokens, to.decode.max_tokens);
   fits("pages on the device (graph_pages of the backend)", static_cast<int64_t>(step.pages.size()), limits_.max_pages);
   fits("calls of the joint a layer", static_cast<int64_t>(step.calls.size()), static_cast<int64_t>(to.calls.size()));
+  fits("rounds of streamed pages (streaming_share of the backend)", static_cast<int64_t>(step.streamed.rounds.size()),
+       0);
   fits("rows of partials", step.partial_rows, to.partial_rows);
   pad("slots", step.slots, to.slots);
   pad("items of decode", step.decode.list, to.decode.list);

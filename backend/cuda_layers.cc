@@ -18,23 +18,38 @@ absl::Status CudaLayers::Start(absl::Span<const LayerParams> layers) {
   return absl::OkStatus();
 }
 
-absl::Status CudaLayers::Run(const LayerCall& call, const CudaStep& step, int window, int index) {
+absl::Status CudaLayers::Run(const LayerCall& call, const CudaStep& step, int window, int index,
+                             const EagerParts& eager) {
   const int calls = static_cast<int>(step.calls.size());
   const auto joint = [&](int i) { return LayerJointCall{i, static_cast<uint32_t>(index * calls + i)}; };
+  const auto pass = [&](LayerTimes::Place place) {
+    return eager.times == nullptr ? absl::OkStatus() : eager.times->Pass(place, index);
+  };
   if (absl::Status status = WriteKv(call, step); !status.ok()) return status;
   if (calls > 0) {
     if (absl::Status status = Publish(call, step, joint(0)); !status.ok()) return status;
   }
+  if (absl::Status status = pass(LayerTimes::kBegin); !status.ok()) return status;
   if (absl::Status status = Attend(call, step, window); !status.ok()) return status;
-  if (absl::Status status = MergeSplits(call, step); !status.ok()) return status;
+  if (absl::Status status = MergeRows(call, step); !status.ok()) return status;
+  if (eager.streaming != nullptr) {
+    if (absl::Status status = Stream(call, step, window, *eager.streaming); !status.ok()) return status;
+  }
+  if (absl::Status status = pass(LayerTimes::kAttended); !status.ok()) return status;
+  if (absl::Status status = MergeOutputs(call, step); !status.ok()) return status;
+  if (absl::Status status = pass(LayerTimes::kMerged); !status.ok()) return status;
   for (int i = 0; i < calls; ++i) {
     // One call ahead, whose slot is free since the call before was joined.
     if (i + 1 < calls) {
       if (absl::Status status = Publish(call, step, joint(i + 1)); !status.ok()) return status;
     }
+    if (absl::Status status = Await(joint(i)); !status.ok()) return status;
+    if (i + 1 == calls) {
+      if (absl::Status status = pass(LayerTimes::kAnswered); !status.ok()) return status;
+    }
     if (absl::Status status = Join(call, step, joint(i)); !status.ok()) return status;
   }
-  return absl::OkStatus();
+  return calls > 0 ? pass(LayerTimes::kJoined) : absl::OkStatus();
 }
 
 absl::Status CudaLayers::WriteKv(const LayerCall& call, const CudaStep& step) {
@@ -54,7 +69,7 @@ absl::Status CudaLayers::WriteKv(const LayerCall& call, const CudaStep& step) {
   return stream_->WriteKv(p);
 }
 
-absl::Status CudaLayers::Attend(const LayerCall& call, const CudaStep& step, int window) {
+cuda::AttendParams CudaLayers::AttendArguments(const LayerCall& call, const CudaStep& step, int window) const {
   const CudaStepMemory::Tables& t = memory_.tables();
   cuda::AttendParams p;
   p.q = RowsOf(call.query);
@@ -75,6 +90,12 @@ absl::Status CudaLayers::Attend(const LayerCall& call, const CudaStep& step, int
   p.partials = memory_.partials();
   p.o = RowsOf(call.output);
   p.status = static_cast<uint32_t*>(status_.get());
+  return p;
+}
+
+absl::Status CudaLayers::Attend(const LayerCall& call, const CudaStep& step, int window) {
+  const CudaStepMemory::Tables& t = memory_.tables();
+  cuda::AttendParams p = AttendArguments(call, step, window);
   const auto with = [&](const DeviceTable<cuda::AttendItem>& table, const CudaStep::Items& items) {
     p.items = table.data();
     p.num_items = static_cast<int>(items.list.size());
@@ -87,30 +108,44 @@ absl::Status CudaLayers::Attend(const LayerCall& call, const CudaStep& step, int
   return step.prefill.list.empty() ? absl::OkStatus() : stream_->Prefill(with(t.prefill, step.prefill));
 }
 
-absl::Status CudaLayers::Merge(const LayerCall& call, const DeviceTable<cuda::MergeItem>& table, Range items,
-                               const cuda::MergeParams& to) {
-  if (items.size() == 0) return absl::OkStatus();
-  cuda::MergeParams p = to;
-  p.items = table.data() + items.begin;
-  p.num_items = items.size();
+cuda::MergeParams CudaLayers::RowMerge(const LayerCall& call) const {
+  cuda::MergeParams p;
   p.query_heads = call.params->num_query_heads;
   p.head_size = head_size_;
   p.device = memory_.partials();
-  return stream_->Merge(p);
+  p.o = {p.device.o, static_cast<int64_t>(p.query_heads) * head_size_, head_size_};
+  p.dtype = DType::kFloat32;
+  p.lse = p.device.lse;
+  return p;
 }
 
-absl::Status CudaLayers::MergeSplits(const LayerCall& call, const CudaStep& step) {
-  const CudaStepMemory::Tables& t = memory_.tables();
-  cuda::MergeParams output;
-  output.o = RowsOf(call.output);
-  output.dtype = dtype_;
-  const Range outputs = {0, static_cast<int32_t>(step.output_merges.size())};
-  if (absl::Status status = Merge(call, t.output_merges, outputs, output); !status.ok()) return status;
-  cuda::MergeParams rows;
-  rows.o = {memory_.partials().o, static_cast<int64_t>(call.params->num_query_heads) * head_size_, head_size_};
-  rows.dtype = DType::kFloat32;
-  rows.lse = memory_.partials().lse;
-  return Merge(call, t.row_merges, {0, static_cast<int32_t>(step.row_merges.size())}, rows);
+cuda::MergeParams CudaLayers::OutputMerge(const LayerCall& call) const {
+  cuda::MergeParams p = RowMerge(call);
+  p.o = RowsOf(call.output);
+  p.dtype = dtype_;
+  p.lse = nullptr;
+  return p;
+}
+
+absl::Status CudaLayers::Merge(cuda::MergeParams to, const DeviceTable<cuda::MergeItem>& table, Range items) {
+  if (items.size() == 0) return absl::OkStatus();
+  to.items = table.data() + items.begin;
+  to.num_items = items.size();
+  return stream_->Merge(to);
+}
+
+absl::Status CudaLayers::MergeRows(const LayerCall& call, const CudaStep& step) {
+  return Merge(RowMerge(call), memory_.tables().row_merges, {0, static_cast<int32_t>(step.row_merges.size())});
+}
+
+absl::Status CudaLayers::Stream(const LayerCall& call, const CudaStep& step, int window,
+                                const CudaStreaming& streaming) {
+  if (step.streamed.rounds.empty()) return absl::OkStatus();
+  return streaming.Run(call, step.streamed, window, AttendArguments(call, step, window), RowMerge(call));
+}
+
+absl::Status CudaLayers::MergeOutputs(const LayerCall& call, const CudaStep& step) {
+  return Merge(OutputMerge(call), memory_.tables().output_merges, {0, static_cast<int32_t>(step.output_merges.size())});
 }
 
 absl::Status CudaLayers::Publish(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint) {
@@ -131,11 +166,10 @@ absl::Status CudaLayers::Publish(const LayerCall& call, const CudaStep& step, co
   return stream_->Publish(p);
 }
 
+absl::Status CudaLayers::Await(const LayerJointCall& joint) { return stream_->Await({table_, joint.number}); }
+
 absl::Status CudaLayers::Join(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint) {
-  if (absl::Status status = stream_->Await({table_, joint.number}); !status.ok()) return status;
-  cuda::MergeParams p;
-  p.o = RowsOf(call.output);
-  p.dtype = dtype_;
+  cuda::MergeParams p = OutputMerge(call);
   for (uint64_t parity : {0, 1}) {
     unsigned char* const slot = JointSlot(table_, parity);
     p.host[parity] = {reinterpret_cast<float*>(slot + table_.o_offset),
@@ -144,7 +178,7 @@ absl::Status CudaLayers::Join(const LayerCall& call, const CudaStep& step, const
   p.first_sequence = &table_.plan->first_sequence;
   p.call = joint.number;
   p.first_host_row = kFirstHostRow;
-  return Merge(call, memory_.tables().joins, step.calls[joint.index].joins, p);
+  return Merge(p, memory_.tables().joins, step.calls[joint.index].joins);
 }
 
 }  // namespace hybridgen

@@ -10,8 +10,10 @@
 #include "backend/cuda_host_part.h"
 #include "backend/cuda_plan.h"
 #include "backend/cuda_step_memory.h"
+#include "backend/cuda_streaming.h"
 #include "backend/device_stream.h"
 #include "backend/layer_call.h"
+#include "backend/layer_times.h"
 
 namespace hybridgen {
 
@@ -19,6 +21,12 @@ namespace hybridgen {
 struct LayerJointCall {
   int index = 0;  // of CudaStep::calls
   uint32_t number = 0;
+};
+
+// What only eager layers have: a graph's launches are neither streamed nor timed.
+struct EagerParts {
+  const CudaStreaming* streaming = nullptr;
+  LayerTimes* times = nullptr;
 };
 
 class CudaLayers {
@@ -46,21 +54,30 @@ class CudaLayers {
 
   // Queues the layer that is number `index` of the step, whose data lie in memory(). `window`: index of the layer's in
   // the step.
-  absl::Status Run(const LayerCall& call, const CudaStep& step, int window, int index);
+  absl::Status Run(const LayerCall& call, const CudaStep& step, int window, int index, const EagerParts& eager);
 
  private:
   // New K/V of the device's pages.
   absl::Status WriteKv(const LayerCall& call, const CudaStep& step);
   // Attends the device's pages.
   absl::Status Attend(const LayerCall& call, const CudaStep& step, int window);
-  // Splits of the device: complete ones into the output, the others into their token's row.
-  absl::Status MergeSplits(const LayerCall& call, const CudaStep& step);
+  // Splits of the pool's pages that others follow, into their sequence's row.
+  absl::Status MergeRows(const LayerCall& call, const CudaStep& step);
+  // Attends the streamed pages, by way of the ring, and merges them into that row.
+  absl::Status Stream(const LayerCall& call, const CudaStep& step, int window, const CudaStreaming& streaming);
+  // What is complete on the device, into the output.
+  absl::Status MergeOutputs(const LayerCall& call, const CudaStep& step);
   // Hands the CPU its rows of a call.
   absl::Status Publish(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint);
-  // Waits for the CPU's partials and merges them into the output.
+  // Waits for the CPU's partials.
+  absl::Status Await(const LayerJointCall& joint);
+  // And merges them into the output.
   absl::Status Join(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint);
-  absl::Status Merge(const LayerCall& call, const DeviceTable<cuda::MergeItem>& table, Range items,
-                     const cuda::MergeParams& to);
+  // Arguments that are common to the layer's launches.
+  cuda::AttendParams AttendArguments(const LayerCall& call, const CudaStep& step, int window) const;
+  cuda::MergeParams RowMerge(const LayerCall& call) const;
+  cuda::MergeParams OutputMerge(const LayerCall& call) const;
+  absl::Status Merge(cuda::MergeParams to, const DeviceTable<cuda::MergeItem>& table, Range items);
 
   DeviceStream* const stream_;
   CudaStepMemory memory_;

@@ -7,7 +7,7 @@ namespace {
 
 // What the items of one sequence say of its splits.
 struct Splits {
-  int32_t device = 0;
+  int32_t device_row = -1;  // where the device's part of query token 0 is when the CPU's comes in; -1: it has none
   int32_t cpu = 0;
   int32_t cpu_first_row = INT32_MAX;  // row of the plan's workspace of the CPU's first split, query token 0
 };
@@ -60,13 +60,7 @@ class Builder {
     }
   }
 
-  // An item of the device has all KV heads, so those that a tile of heads was cut for count once.
-  static bool IsDeviceItem(const WorkItem& item) { return item.heads.begin == 0; }
-
   void CountSplits() {
-    for (const WorkItem& item : plan_.device_items) {
-      if (IsDeviceItem(item) && item.tokens.begin == 0) ++splits_[item.sequence].device;
-    }
     for (const WorkItem& item : plan_.cpu_items) {
       Splits& s = splits_[item.sequence];
       s.cpu_first_row = std::min(s.cpu_first_row, item.partial_row - item.tokens.begin);
@@ -82,67 +76,148 @@ class Builder {
            plan_.sequences[item.sequence].query_len;
   }
 
+  // A split of a sequence on the device: pages that an item attends.
+  struct Split {
+    int32_t round;       // of StreamedRounds; -1: pages of the pool
+    int32_t first_page;  // of step_.pages
+    Range plan_pages;
+  };
+  using Splitting = absl::Span<const Split>;
+
   void AddDeviceItems() {
-    step_.device_tokens.assign(limits_.windows.size(), 0);
-    int32_t rows = step_.num_tokens;
-    int32_t last = -1, split = 0, first_row = 0, first_page = 0;
-    for (const WorkItem& item : plan_.device_items) {
-      if (!IsDeviceItem(item)) continue;
-      const PlanSequence& sequence = plan_.sequences[item.sequence];
-      const Splits& s = splits_[item.sequence];
-      if (item.sequence != last) {
-        last = item.sequence;
-        split = -1;
-        first_row = rows;
-        if (s.device > 1) {
-          AddSplitMerges(sequence, s, first_row);
-          rows += s.device * sequence.query_len;
+    step_.read_tokens.assign(limits_.windows.size(), {});
+    step_.partial_rows = step_.num_tokens;
+    RoundBuilder ring(limits_.ring, limits_.page_tokens, limits_.page_bytes, limits_.windows.size(), plan_.host_writes,
+                      step_.streamed);
+    for (size_t i = 0; i < plan_.device_items.size();) {
+      const int32_t sequence = plan_.device_items[i].sequence;
+      tiles_.clear();
+      device_splits_.clear();
+      for (bool first = true; i < plan_.device_items.size() && plan_.device_items[i].sequence == sequence; ++i) {
+        const WorkItem& item = plan_.device_items[i];
+        // An item of the device has all KV heads, so those that a tile of heads was cut for count once.
+        if (item.heads.begin != 0) continue;
+        if (item.tokens.begin == 0) {  // a split begins
+          first = device_splits_.empty();
+          AddSplits(item, ring);
         }
+        if (first) tiles_.push_back(item.tokens);
       }
-      if (item.tokens.begin == 0) {  // a split begins
-        ++split;
-        first_page = static_cast<int32_t>(step_.pages.size());
-        for (int32_t p = item.pool_pages.begin; p < item.pool_pages.end; ++p) {
-          const PlanPage& page = plan_.pages[p];
-          step_.pages.push_back(
-              {page.k * limits_.page_bytes, page.v * limits_.page_bytes, page.first_position, page.num_tokens});
-        }
-      }
-      cuda::AttendItem to;
-      to.first_token = sequence.query_start + item.tokens.begin;
-      to.num_tokens = item.tokens.size();
-      to.first_page = first_page;
-      to.num_pages = item.pool_pages.size();
-      to.owns_sink = item.owns_sink ? 1 : 0;
-      if (s.device > 1) {
-        to.partial_row = first_row + split * sequence.query_len + item.tokens.begin;
-      } else if (s.cpu > 0) {
-        to.partial_row = to.first_token;
-      }
-      CudaStep::Items& items = to.num_tokens <= limits_.decode_tokens ? step_.decode : step_.prefill;
-      items.list.push_back(to);
-      items.max_tokens = std::max(items.max_tokens, to.num_tokens);
-      CountTokens(to);
+      AddDevicePart(sequence);
     }
-    step_.partial_rows = rows;
+    ring.Finish();
   }
 
-  void AddSplitMerges(const PlanSequence& sequence, const Splits& s, int32_t first_row) {
-    std::vector<cuda::MergeItem>& merges = s.cpu > 0 ? step_.row_merges : step_.output_merges;
+  // Pages of the pool and of each round of the ring are splits of their own.
+  void AddSplits(const WorkItem& item, RoundBuilder& ring) {
+    const auto next_page = [&] { return static_cast<int32_t>(step_.pages.size()); };
+    if (item.pool_pages.size() > 0) device_splits_.push_back({-1, next_page(), item.pool_pages});
+    for (int32_t p = item.pool_pages.begin; p < item.pool_pages.end; ++p) {
+      const PlanPage& page = plan_.pages[p];
+      AddPage(page, page.k * limits_.page_bytes, page.v * limits_.page_bytes);
+    }
+    if (item.host_pages.size() == 0) return;
+    first_seen_.clear();
+    for (size_t w = 0; w < limits_.windows.size(); ++w) {
+      first_seen_.push_back(step_.kv_begin[w * step_.num_tokens + plan_.sequences[item.sequence].query_start]);
+    }
+    for (int32_t p = item.host_pages.begin; p < item.host_pages.end; ++p) {
+      const PlanPage& page = plan_.pages[p];
+      const RoundBuilder::Place place = ring.Add(page, first_seen_);
+      if (p == item.host_pages.begin || device_splits_.back().round != place.round) {
+        device_splits_.push_back({place.round, next_page(), {p, p}});
+      }
+      ++device_splits_.back().plan_pages.end;
+      AddPage(page, place.index * limits_.page_bytes, place.index * limits_.page_bytes);
+    }
+  }
+
+  void AddPage(const PlanPage& page, uint64_t k, uint64_t v) {
+    step_.pages.push_back({k, v, page.first_position, page.num_tokens});
+  }
+
+  // Items and merges of a sequence's device part. With streamed pages its rows are, for each query token: the result so
+  // far, then those of the splits of one round, or of the pool; a round's merge adds them to the result, so that their
+  // number does not grow with that of the rounds.
+  void AddDevicePart(int32_t index) {
+    const PlanSequence& sequence = plan_.sequences[index];
+    Splits& s = splits_[index];
+    const bool streamed = device_splits_.back().round >= 0;
+    const bool complete = device_splits_.size() == 1 && s.cpu == 0;
+    s.device_row = streamed && !complete ? step_.partial_rows : sequence.query_start;
+    const int32_t split_row = streamed && !complete ? s.device_row + sequence.query_len : step_.partial_rows;
+    for (size_t begin = 0, end = 0; begin < device_splits_.size(); begin = end) {
+      const int32_t round = device_splits_[begin].round;
+      while (end < device_splits_.size() && device_splits_[end].round == round) ++end;
+      const Splitting splits = absl::MakeConstSpan(device_splits_).subspan(begin, end - begin);
+      const int32_t count = static_cast<int32_t>(splits.size());
+      if (begin == 0 && count == 1) {
+        AddItems(sequence, splits[0], complete ? -1 : s.device_row, /*owns_sink=*/true);
+        continue;
+      }
+      for (int32_t i = 0; i < count; ++i) {
+        AddItems(sequence, splits[i], split_row + i * sequence.query_len, /*owns_sink=*/begin + i == 0);
+      }
+      step_.partial_rows = std::max(step_.partial_rows, split_row + count * sequence.query_len);
+      std::vector<cuda::MergeItem>& merges = round >= 0              ? step_.streamed.merges
+                                             : streamed || s.cpu > 0 ? step_.row_merges
+                                                                     : step_.output_merges;
+      const int32_t before = begin == 0 ? 0 : 1;
+      AddMerges(sequence, s.device_row, split_row - before * sequence.query_len, count + before, merges);
+      if (round >= 0) step_.streamed.rounds[round].merges.end = static_cast<int32_t>(merges.size());
+    }
+    if (!streamed || complete) return;
+    step_.partial_rows = std::max(step_.partial_rows, split_row);
+    if (s.cpu == 0) AddMerges(sequence, sequence.query_start, s.device_row, 1, step_.output_merges);
+  }
+
+  // Rows first_row + t, and as many more `query_len` apart, into row to_row + t, for each query token t.
+  static void AddMerges(const PlanSequence& sequence, int32_t to_row, int32_t first_row, int32_t count,
+                        std::vector<cuda::MergeItem>& merges) {
     for (int32_t t = 0; t < sequence.query_len; ++t) {
-      merges.push_back({sequence.query_start + t, first_row + t, s.device, sequence.query_len});
+      merges.push_back({to_row + t, first_row + t, count, sequence.query_len});
+    }
+  }
+
+  // `row`: the partial of query token 0; -1: the output.
+  void AddItems(const PlanSequence& sequence, const Split& split, int32_t row, bool owns_sink) {
+    StreamedRounds& streamed = step_.streamed;
+    for (const Range& tokens : tiles_) {
+      cuda::AttendItem to;
+      to.first_token = sequence.query_start + tokens.begin;
+      to.num_tokens = tokens.size();
+      to.first_page = split.first_page;
+      to.num_pages = split.plan_pages.size();
+      to.owns_sink = owns_sink ? 1 : 0;
+      to.partial_row = row < 0 ? -1 : row + tokens.begin;
+      const bool decode = to.num_tokens <= limits_.decode_tokens;
+      if (split.round < 0) {
+        CudaStep::Items& items = decode ? step_.decode : step_.prefill;
+        items.list.push_back(to);
+        items.max_tokens = std::max(items.max_tokens, to.num_tokens);
+      } else {
+        std::vector<cuda::AttendItem>& list = decode ? streamed.decode : streamed.prefill;
+        int32_t& most = decode ? streamed.max_decode_tokens : streamed.max_prefill_tokens;
+        StreamedRound& round = streamed.rounds[split.round];
+        list.push_back(to);
+        most = std::max(most, to.num_tokens);
+        (decode ? round.decode : round.prefill).end = static_cast<int32_t>(list.size());
+      }
+      CountTokens(to, split.plan_pages);
     }
   }
 
   // What an item reads: its pages between what its first token sees first and its last token last.
-  void CountTokens(const cuda::AttendItem& item) {
+  void CountTokens(const cuda::AttendItem& item, Range pages) {
     const int32_t end = step_.kv_end[item.first_token + item.num_tokens - 1];
     for (size_t w = 0; w < limits_.windows.size(); ++w) {
       const int32_t begin = step_.kv_begin[w * step_.num_tokens + item.first_token];
-      for (int32_t p = item.first_page; p < item.first_page + item.num_pages; ++p) {
-        const KvPage& page = step_.pages[p];
-        step_.device_tokens[w] +=
+      for (int32_t p = pages.begin; p < pages.end; ++p) {
+        const PlanPage& page = plan_.pages[p];
+        const int32_t seen =
             std::max(0, std::min(page.first_position + page.num_tokens, end) - std::max(page.first_position, begin));
+        step_.read_tokens[w][Index(page.k_tier)] += seen;
+        step_.read_tokens[w][Index(page.v_tier)] += seen;
       }
     }
   }
@@ -230,8 +305,9 @@ class Builder {
       step_.host.merges.push_back({row, call.partial_rows + t - tokens.begin, s.cpu, tokens.size()});
       ++call.cpu_merges.end;
       const int32_t host_row = kFirstHostRow + row;
-      if (s.device > 0) {
-        step_.joins.push_back({token, token, 2, host_row - token});
+      if (s.device_row >= 0) {
+        const int32_t row = s.device_row + t;
+        step_.joins.push_back({token, row, 2, host_row - row});
       } else {
         step_.joins.push_back({token, host_row, 1, 0});
       }
@@ -280,6 +356,9 @@ class Builder {
   const CudaPlanLimits& limits_;
   CudaStep& step_;
   std::vector<Splits> splits_;                       // [sequence]
+  std::vector<Range> tiles_;                         // of the present sequence's query
+  std::vector<Split> device_splits_;                 // of the present sequence, those of the pool first
+  std::vector<int32_t> first_seen_;                  // [window] of the present sequence
   std::vector<std::vector<const WorkItem*>> items_;  // [sequence] of the CPU
   std::vector<Part> parts_;                          // [host.sequences]
 };
@@ -301,7 +380,8 @@ void CudaStep::Clear() {
   output_merges.clear();
   row_merges.clear();
   joins.clear();
-  device_tokens.clear();
+  streamed.Clear();
+  read_tokens.clear();
   query_tokens.clear();
   write_tokens.clear();
   calls.clear();

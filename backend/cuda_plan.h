@@ -3,18 +3,21 @@
 #ifndef BACKEND_CUDA_PLAN_H_
 #define BACKEND_CUDA_PLAN_H_
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
 #include "absl/types/span.h"
 #include "backend/step_plan.h"
+#include "backend/streamed_rounds.h"
 #include "kernels/attention.h"
 #include "kernels/cuda/params.h"
+#include "memory/tier.h"
 
 namespace hybridgen {
 
-// Row numbers of partials: row t is that of query token t, rows from the number of tokens on are those of splits, and
-// from here on follow those of the CPU, of the call that is merged.
+// Row numbers of partials: row t is that of query token t, rows from the number of tokens on are those of splits and of
+// sequences with streamed pages, and from here on follow those of the CPU, of the call that is merged.
 constexpr int32_t kFirstHostRow = 1 << 30;
 
 // One call of the joint, in every layer the same.
@@ -37,6 +40,7 @@ struct CudaPlanLimits {
   int32_t max_call_rows = 256;   // query rows, and written rows, of one call
   int head_groups = 1;
   int32_t rows = 0;  // of the step's tensors, at least: a graph's
+  RingLimits ring;
 };
 
 struct CudaStep {
@@ -44,7 +48,7 @@ struct CudaStep {
   int32_t num_tokens = 0;  // rows of the step's tensors
   // The device's part. Pages lie relative to the layer's K and V.
   std::vector<int64_t> slots;  // [num_tokens], negative: not written; empty: nothing is written to the device
-  std::vector<KvPage> pages;
+  std::vector<KvPage> pages;   // streamed ones relative to the ring
   // Items of few query rows, and of many.
   struct Items {
     std::vector<cuda::AttendItem> list;
@@ -56,10 +60,12 @@ struct CudaStep {
   std::vector<int32_t> kv_end;                 // [num_tokens]
   std::vector<int32_t> position;               // [num_tokens]
   std::vector<cuda::MergeItem> output_merges;  // splits of tokens that the CPU has no part in, into the output
-  std::vector<cuda::MergeItem> row_merges;     // splits of the others, into the token's row
+  std::vector<cuda::MergeItem> row_merges;     // splits of the others, into the sequence's row, ahead of the rounds
   std::vector<cuda::MergeItem> joins;          // of that row and the CPU's, into the output; by call
   int32_t partial_rows = 0;                    // below kFirstHostRow
-  std::vector<int64_t> device_tokens;          // [window] KV tokens that the device reads, summed over items
+  StreamedRounds streamed;
+  // [window][tier] K tokens and V tokens that the device reads, summed over items
+  std::vector<std::array<int64_t, kNumTiers>> read_tokens;
   // The CPU's part.
   std::vector<int32_t> query_tokens;  // the step's token of each query row; negative: none
   std::vector<int32_t> write_tokens;  // and of each row of key and value
@@ -72,7 +78,7 @@ struct CudaStep {
   void Clear();
 };
 
-// Fills `step`, whose memory is reused. The plan was split for a device worker, and streams no host pages.
+// Fills `step`, whose memory is reused. The plan was split for a device worker.
 void BuildCudaStep(const StepPlan& plan, const CudaPlanLimits& limits, CudaStep& step);
 
 }  // namespace hybridgen

@@ -107,7 +107,7 @@ TEST(CudaPlanTest, DeviceAlone) {
   plan.pool_writes = {{PageKind::kPool, 9, 9, 7, 0, 1}, {PageKind::kPool, 5, 5, 2, 1, 2}};
   plan.device_items = {MakeItem(0, {0, 1}, kAllHeads, {0, 3}, kNone, -1, true),
                        MakeItem(1, {0, 2}, kAllHeads, {3, 5}, kNone, -1, true),
-                       MakeItem(3, {0, 1}, kAllHeads, {5, 6}, kNone, -1, false)};
+                       MakeItem(3, {0, 1}, kAllHeads, {5, 6}, kNone, -1, true)};
   CudaPlanLimits limits = Limits();
   limits.windows = {0, 12};
   limits.decode_tokens = 1;
@@ -120,7 +120,7 @@ TEST(CudaPlanTest, DeviceAlone) {
   EXPECT_EQ(step.position, (std::vector<int32_t>{39, 18, 19, 2}));
   EXPECT_EQ(step.kv_end, (std::vector<int32_t>{40, 19, 20, 3}));
   EXPECT_EQ(step.kv_begin, (std::vector<int32_t>{0, 0, 0, 0, 28, 7, 8, 0}));
-  EXPECT_EQ(Items(step.decode), (std::vector<Item>{{0, 1, 0, 3, -1, 1}, {3, 1, 5, 1, -1, 0}}));
+  EXPECT_EQ(Items(step.decode), (std::vector<Item>{{0, 1, 0, 3, -1, 1}, {3, 1, 5, 1, -1, 1}}));
   EXPECT_EQ(Items(step.prefill), (std::vector<Item>{{1, 2, 3, 2, -1, 1}}));
   EXPECT_EQ(step.decode.max_tokens, 1);
   EXPECT_EQ(step.prefill.max_tokens, 2);
@@ -129,8 +129,10 @@ TEST(CudaPlanTest, DeviceAlone) {
   EXPECT_EQ(step.pages[2].v, 10 * kPageBytes);
   EXPECT_EQ(step.pages[2].first_position, 32);
   EXPECT_EQ(step.pages[2].num_tokens, 8);
-  // Without a window 40 + 20 + 3; with it the last 12, those from the first token's 12 on, and 3.
-  EXPECT_EQ(step.device_tokens, (std::vector<int64_t>{63, 12 + 13 + 3}));
+  // K and V; without a window 40 + 20 + 3 of each, with it the last 12, those from the first token's 12 on, and 3.
+  ASSERT_EQ(step.read_tokens.size(), 2u);
+  EXPECT_EQ(step.read_tokens[0][Index(Tier::kDevice)], 2 * 63);
+  EXPECT_EQ(step.read_tokens[1][Index(Tier::kDevice)], 2 * (12 + 13 + 3));
   EXPECT_EQ(step.partial_rows, 4);
   EXPECT_TRUE(step.output_merges.empty() && step.row_merges.empty() && step.joins.empty());
   EXPECT_TRUE(step.calls.empty() && step.query_tokens.empty() && step.write_tokens.empty());

@@ -21,6 +21,11 @@ absl::Status CudaStepMemory::ForEach(const CudaStep& step, const F& f) {
   next(t.joins, step.joins);
   next(t.query_tokens, step.query_tokens);
   next(t.write_tokens, step.write_tokens);
+  next(t.streamed.jobs, step.streamed.jobs);
+  next(t.streamed.slots, step.streamed.slots);
+  next(t.streamed.decode, step.streamed.decode);
+  next(t.streamed.prefill, step.streamed.prefill);
+  next(t.streamed.merges, step.streamed.merges);
   return status;
 }
 

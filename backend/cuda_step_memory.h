@@ -26,6 +26,12 @@ class CudaStepMemory {
     DeviceTable<int32_t> kv_begin, kv_end, position;
     DeviceTable<cuda::MergeItem> output_merges, row_merges, joins;
     DeviceTable<int32_t> query_tokens, write_tokens;
+    struct {
+      DeviceTable<cuda::RepackJob> jobs;
+      DeviceTable<int64_t> slots;
+      DeviceTable<cuda::AttendItem> decode, prefill;
+      DeviceTable<cuda::MergeItem> merges;
+    } streamed;
   };
 
   // `query_heads`: the most of all layers. `stream` outlives the memory.

@@ -63,6 +63,7 @@ class CudaStream final : public DeviceStream {
     Enter();
     for (const Place& place : places_) cudaEventDestroy(place.event);
     for (cudaEvent_t event : spare_) cudaEventDestroy(event);
+    for (cudaEvent_t event : stamps_) cudaEventDestroy(event);
   }
 
   const char* name() const override { return name_.c_str(); }
@@ -167,6 +168,32 @@ class CudaStream final : public DeviceStream {
   }
   absl::Status Await(const cuda::AwaitParams& p) override { return Text("await", cuda::LaunchAwait(p, queue_)); }
 
+  absl::StatusOr<int> MakeStamps(int count) override {
+    Enter();
+    const Relaxed relaxed;
+    const int first = static_cast<int>(stamps_.size());
+    for (int i = 0; i < count; ++i) {
+      cudaEvent_t event = nullptr;
+      if (absl::Status s = Text("creating an event", cudaEventCreate(&event)); !s.ok()) return s;
+      stamps_.push_back(event);
+    }
+    return first;
+  }
+
+  absl::Status Stamp(int stamp) override {
+    Enter();
+    return Text("recording an event", cudaEventRecord(stamps_[stamp], queue_));
+  }
+
+  absl::StatusOr<double> SecondsBetween(int from, int to) override {
+    Enter();
+    const Relaxed relaxed;
+    float milliseconds = 0;
+    const cudaError_t error = cudaEventElapsedTime(&milliseconds, stamps_[from], stamps_[to]);
+    if (error != cudaSuccess) return Text("asking for a time", error);
+    return milliseconds * 1e-3;
+  }
+
   absl::StatusOr<StreamMark> Mark() override {
     Enter();
     cudaEvent_t event = nullptr;
@@ -265,6 +292,7 @@ class CudaStream final : public DeviceStream {
   CUstream_st* outside_ = nullptr;  // during a capture: queue_ before
   std::deque<Place> places_;        // recorded, ascending
   std::vector<cudaEvent_t> spare_;
+  std::vector<cudaEvent_t> stamps_;
   StreamMark marks_ = 0;
 };
 

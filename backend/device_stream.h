@@ -57,6 +57,13 @@ class DeviceStream {
   virtual absl::Status Publish(const cuda::PublishParams& params) = 0;
   virtual absl::Status Await(const cuda::AwaitParams& params) = 0;
 
+  // Places whose time is kept, for statistics: makes `count` of them once, and returns the number of the first.
+  virtual absl::StatusOr<int> MakeStamps(int count) = 0;
+  // Queued. A stamp is queued again when its last time has been asked for.
+  virtual absl::Status Stamp(int stamp) = 0;
+  // Seconds between two stamps, both passed.
+  virtual absl::StatusOr<double> SecondsBetween(int from, int to) = 0;
+
   virtual absl::StatusOr<StreamMark> Mark() = 0;
   // Whether everything queued before the mark is done.
   virtual absl::StatusOr<bool> Passed(StreamMark mark) = 0;

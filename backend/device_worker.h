@@ -63,6 +63,7 @@ class DeviceWorker {
   virtual int64_t CompletedStep(int64_t newest) = 0;
 
   virtual int num_workers() const = 0;
+  // Of a device with a queue of its own: of the steps that CompletedStep, or a wait, has found done.
   virtual int64_t read_bytes(Tier tier) const = 0;
   virtual DeviceSeconds seconds() const = 0;
 };

@@ -62,6 +62,18 @@ absl::StatusOr<std::unique_ptr<HostTiers>> HostTiers::Create(const HostTiersOpti
     return Arena::Create(bytes, arena);
   };
 
+  const auto pin = [&](Arena& arena) -> absl::StatusOr<PinReport> {
+    if (options.registrar == nullptr) return PinReport{};
+    absl::StatusOr<RegistrationReport> report = arena.Register(*options.registrar);
+    if (!report.ok()) return report.status();
+    PinReport& total = tiers->pin_;
+    if (total.failures == 0) total.first_error = report->pin.first_error;
+    total.registered_bytes += report->pin.registered_bytes;
+    total.failed_bytes += report->pin.failed_bytes;
+    total.failures += report->pin.failures;
+    return report->pin;
+  };
+
   int64_t device_offset = 0;  // the arenas share the device, one behind the other
   for (int group = 0; group < groups; ++group) {
     const std::string suffix = groups > 1 ? absl::StrCat(" of head group ", group) : "";
@@ -77,34 +89,26 @@ absl::StatusOr<std::unique_ptr<HostTiers>> HostTiers::Create(const HostTiersOpti
       absl::StatusOr<std::unique_ptr<Arena>> memory = create(arena, group * stride + part.offset, part.bytes);
       if (!memory.ok()) return memory.status();
       if (cxl && !options.cxl_device.empty()) device_offset += (*memory)->bytes();
-      TierArena entry{part.tier, part.role, group, *std::move(memory), {}};
-      if (options.registrar != nullptr) {
-        absl::StatusOr<RegistrationReport> report = entry.memory->Register(*options.registrar);
-        if (!report.ok()) return report.status();
-        entry.pin = report->pin;
-      }
-      tiers->arenas_.push_back(std::move(entry));
+      const absl::StatusOr<PinReport> report = pin(**memory);
+      if (!report.ok()) return report.status();
+      tiers->arenas_.push_back({part.tier, part.role, group, *std::move(memory), *report});
     }
     ArenaOptions zero = options.arena;
     zero.name = absl::StrCat("zero page", suffix);
     zero.node = options.dram_nodes[group];
     absl::StatusOr<std::unique_ptr<Arena>> zeros = create(zero, group * stride + zero_offset, zero_bytes);
     if (!zeros.ok()) return zeros.status();
+    if (absl::Status status = pin(**zeros).status(); !status.ok()) return status;
     tiers->zeros_.push_back(*std::move(zeros));
   }
   return tiers;
 }
 
-absl::Status HostTiers::CheckRegistered() const {
-  for (const TierArena& arena : arenas_) {
-    if (arena.pin.failures == 0) continue;
-    return absl::FailedPreconditionError(absl::StrCat(
-        "bind tiered: ", arena.pin.failed_bytes, " bytes of the ", TierName(arena.tier), " ", PageRoleName(arena.role),
-        " pages could not be registered with the device: ", arena.pin.first_error.message(),
-        "; accepted with device_kind cuda: host tiers that fit what may be pinned (RLIMIT_MEMLOCK, the container's "
-        "limits); lower dram_bytes or cxl_bytes"));
-  }
-  return absl::OkStatus();
+bool HostTiers::Registered(uint64_t address, int64_t bytes) const {
+  if (options_.registrar != nullptr && pin_.failures == 0) return true;
+  const std::byte* const data = reinterpret_cast<const std::byte*>(address);
+  return std::any_of(arenas_.begin(), arenas_.end(),
+                     [&](const TierArena& arena) { return arena.memory->Registered(data, bytes); });
 }
 
 }  // namespace hybridgen

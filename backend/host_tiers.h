@@ -54,9 +54,10 @@ class HostTiers {
   int64_t block_bytes() const { return options_.page_bytes[0] + options_.page_bytes[1]; }
   const HostTiersOptions& options() const { return options_; }
   const std::vector<TierArena>& arenas() const { return arenas_; }
-  // For a device that copies from and to any page, so must reach them all. Errors: FailedPrecondition naming the bytes
-  // that the registrar refused.
-  absl::Status CheckRegistered() const;
+  // Whether the device reaches all of [address, address + bytes), of host pages.
+  bool Registered(uint64_t address, int64_t bytes) const;
+  // Of all arenas and the pages of zeros.
+  const PinReport& pin() const { return pin_; }
 
  private:
   explicit HostTiers(const HostTiersOptions& options) : options_(options) {}
@@ -68,6 +69,7 @@ class HostTiers {
   uint64_t base_[kNumTiers][kNumRoles] = {};  // of head group 0
   uint64_t zero_page_ = 0;
   std::vector<std::unique_ptr<Arena>> zeros_;  // [head group]
+  PinReport pin_;
 };
 
 }  // namespace hybridgen

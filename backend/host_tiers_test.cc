@@ -193,9 +193,10 @@ TEST(HostTiersTest, RegistrationIsReportedAndItsFailureSurvived) {
       EXPECT_EQ(arena.pin.registered_bytes + arena.pin.failed_bytes, arena.memory->bytes());
     }
     EXPECT_EQ(failures, 2);
+    EXPECT_EQ(tiers->pin().failures, 2) << "the pages of zeros, which came last, were accepted";
     std::memset(tiers->arenas()[1].memory->data(), 1, tiers->arenas()[1].memory->bytes());
   }
-  EXPECT_EQ(registrar.released, 2);
+  EXPECT_EQ(registrar.released, 3) << "two arenas and the pages of zeros";
 }
 
 }  // namespace

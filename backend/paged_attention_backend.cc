@@ -23,6 +23,14 @@ using Clock = std::chrono::steady_clock;
 // Bytes of KV that one step may publish or recall: about one step's worth of a prefill chunk.
 constexpr int64_t kCopyBytesPerStep = 64 << 20;
 
+// Why the device attends no host pages; empty: it may, as it reaches them all.
+std::string WhyNotStreamed(const PinReport& pin) {
+  if (pin.failures == 0) return "";
+  return absl::StrCat("streaming_share is 0, for ", pin.failed_bytes,
+                      " bytes of host pages could not be registered with the device: ", pin.first_error.message(),
+                      "; see RLIMIT_MEMLOCK and the container's limits, or lower dram_bytes or cxl_bytes");
+}
+
 // What a CPU thread touches that the joint runs; one that is stuck is left behind with it.
 struct KeptForWorker {
   std::shared_ptr<DeviceStream> stream;  // with which the tiers are registered
@@ -111,10 +119,7 @@ class BackendImpl final : public PagedAttentionBackend {
     if (!(share >= 0 && share <= 1)) {
       return absl::InvalidArgumentError(absl::StrCat("set streaming share: value is ", share, "; accepted: 0 to 1"));
     }
-    if (o_.device_kind == DeviceKind::kCuda && share != 0) {
-      return absl::UnimplementedError(
-          absl::StrCat("set streaming share: value is ", share, "; accepted with device_kind cuda: 0"));
-    }
+    if (share > 0 && !not_streamed_.empty()) return absl::FailedPreconditionError(not_streamed_);
     StepKnobs knobs = knobs_;
     knobs.streaming_share = share;
     SetKnobs(knobs);
@@ -159,8 +164,9 @@ class BackendImpl final : public PagedAttentionBackend {
   std::vector<Layer> layers_;
   LayerLimits limits_;
   std::unique_ptr<KnobPolicy> policy_;
-  StepKnobs knobs_;    // of the newest step
-  StepTimings timed_;  // totals at the last plan
+  StepKnobs knobs_;           // of the newest step
+  StepTimings timed_;         // totals at the last plan
+  std::string not_streamed_;  // why streaming_share stays 0; empty: it need not
   int64_t newest_step_ = 0;
   int64_t steps_ = 0;
   int64_t tokens_written_ = 0;
@@ -203,8 +209,9 @@ absl::Status BackendImpl::StartCudaDevice(const std::shared_ptr<TieredBinding>& 
   device.max_call_rows = std::max(o_.max_call_rows, o_.graph_tokens);  // a layer of a graph is one call
   device.graph_tokens = o_.graph_tokens;
   device.graph_pages = o_.graph_pages;
+  device.ring_pages = o_.ring_pages;
+  device.staging_bytes = o_.staging_bytes;
   if (tiered != nullptr) {
-    if (absl::Status status = tiered->host->CheckRegistered(); !status.ok()) return status;
     const auto kept = std::make_shared<KeptForWorker>(KeptForWorker{stream_, cpu_owner_, tiered});
     device.host = std::shared_ptr<AttentionWorker>(kept, &cpu_);
     device.host_tiers = tiered->host.get();
@@ -251,6 +258,8 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
     layers_[i].bound = true;
   }
   StepKnobs knobs = knobs_;
+  not_streamed_ = WhyNotStreamed(tiered_->host->pin());
+  if (!not_streamed_.empty()) knobs.streaming_share = 0;
   knobs.publish_blocks = knobs.recall_blocks =
       static_cast<int>(std::clamp<int64_t>(kCopyBytesPerStep / tiered_->host->block_bytes(), 1, 4096));
   SetKnobs(knobs);
@@ -402,6 +411,7 @@ absl::Status BackendImpl::Forward(Plan& plan, int index, const TensorView& query
 
 // What the last step took: totals now less totals at the last plan.
 StepTimings BackendImpl::TakeTimings() {
+  if (device_ != nullptr) device_->CompletedStep(newest_step_);  // what is done by now counts
   StepTimings now;
   now.cpu_seconds = cpu_seconds_ + (device_ == nullptr ? 0 : device_->seconds().host);
   for (int t = 0; t < kNumTiers; ++t) {
@@ -459,6 +469,7 @@ std::string BackendImpl::StatisticsJson() const {
     return s.ToJson();
   }
   AddTieredStatistics(o_, *tiered_, s);
+  if (o_.streaming_share > 0 && !not_streamed_.empty()) s.placement.notes.push_back(not_streamed_);
   if (mover_ != nullptr) s.mover = mover_->statistics();
   s.head_groups_reason = head_groups_.reason;
   for (int group = 0; group < head_groups_.count; ++group) {

@@ -135,10 +135,10 @@ def _resolve(vllm_config, settings: config.Config) -> config.Config:
         reasons.append(f"HYBRIDGEN_DEVICE_KIND={kind} (accepted on vLLM's {platform.name} platform: {accepted})")
     if kind == "cuda" and (problem := _core.cuda_problem()):
         reasons.append(problem)
-    if kind == "cuda" and settings.streaming_share > 0:
-        reasons.append(f"HYBRIDGEN_STREAMING_SHARE={settings.streaming_share} (accepted in the cuda kind: 0)")
     if settings.full_graphs and kind != "cuda":
         reasons.append(f"HYBRIDGEN_FULL_GRAPHS=1 (accepted in the {kind} kind: 0)")
+    if settings.full_graphs and settings.streaming_share > 0:
+        reasons.append(f"HYBRIDGEN_STREAMING_SHARE={settings.streaming_share} (accepted with HYBRIDGEN_FULL_GRAPHS=1: 0)")
     settings = replace(settings, device_kind=kind)
     parallel = vllm_config.parallel_config
     settings = tiers.resolve_cxl(settings, parallel.local_world_size * max(1, parallel.data_parallel_size_local))

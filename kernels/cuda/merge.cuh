@@ -40,6 +40,7 @@ HG_DEVICE void StoreElement(void* row, DType dtype, int dim, float x) {
 }
 
 // m = max lse; o = sum e^(lse - m) o / sum e^(lse - m); lse = m + ln(that sum). The o of an empty partial is not read.
+// An output row may be the place of one of its own partials: a lane reads and writes its own dims.
 HG_KERNEL HG_LAUNCH_BOUNDS(kMergeThreads) MergeKernel(MergeParams p) {
   constexpr int kWarps = kMergeThreads / arch::kWarpSize;
   constexpr int kDims = kMaxHeadSize / arch::kWarpSize;  // of a lane
@@ -78,6 +79,7 @@ HG_KERNEL HG_LAUNCH_BOUNDS(kMergeThreads) MergeKernel(MergeParams p) {
     const int dim = lane + j * arch::kWarpSize;
     if (dim < p.head_size) StoreElement(row, p.dtype, dim, acc[j] * scale);
   }
+  arch::SyncWarp(arch::kFullMask);  // the row may be one of the partials, whose lse all lanes have read by now
   if (p.lse != nullptr && lane == 0) {
     p.lse[static_cast<int64_t>(item.token) * p.query_heads + head] = sum == 0.0f ? kEmptyLse : max + arch::Log(sum);
   }

@@ -97,7 +97,8 @@ struct ChosenParams {
   const void* v = nullptr;  // [item][kv_head][capacity][head_size], device or mapped host memory
 };
 
-// The partials of rows row, row + stride, ... are those of one token. Count 0: nothing is written.
+// The partials of rows row, row + stride, ... are those of one token; the output may replace one of them. Count 0:
+// nothing is written.
 struct MergeItem {
   int32_t token = 0;  // row of the output
   int32_t row = 0;
@@ -135,6 +136,7 @@ struct RepackJob {
 struct RepackParams {
   const RepackJob* jobs = nullptr;
   int num_jobs = 0;
+  RepackJob base;         // its addresses are added to each job's: jobs may be those of any layer
   PageGeometry geometry;  // of the strided side; page_tokens is common
 };
 

@@ -131,9 +131,13 @@ template <typename T, Repack kDirection>
 HG_KERNEL HG_LAUNCH_BOUNDS(kRepackThreads) RepackKernel(RepackParams p) {
   const arch::Index3 block = arch::BlockIndex();
   const int groups = p.geometry.page_tokens / kPackedTokenGroup;
-  const RepackJob& job = p.jobs[block.x / groups];
+  RepackJob job = p.jobs[block.x / groups];
   const int group = block.x % groups;
   if (kDirection == Repack::kUnpack && group * kPackedTokenGroup >= job.num_tokens) return;
+  job.strided_k += p.base.strided_k;
+  job.strided_v += p.base.strided_v;
+  job.packed_k += p.base.packed_k;
+  job.packed_v += p.base.packed_v;
   if (block.z == 0) {
     RepackGroup<T, kDirection, KvRole::kKey>(p.geometry, job, group, block.y);
   } else {

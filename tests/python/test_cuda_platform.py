@@ -175,7 +175,6 @@ def test_full_decode_graphs_are_left_to_vllm(model):
 REFUSED = {
     "HYBRIDGEN_DEVICE_KIND=cpu (accepted on vLLM's CUDA platform: auto, cuda)": ({"device_kind": "cpu"}, {}),
     "HYBRIDGEN_DEVICE_KIND=emulated (accepted on vLLM's CUDA": ({"device_kind": "emulated"}, {}),
-    "HYBRIDGEN_STREAMING_SHARE=0.5 (accepted in the cuda kind: 0)": ({"streaming_share": 0.5}, {}),
     "dtype not supported (torch.float32": ({}, dict(dtype="float32")),
     "head_size not supported (80": ({}, dict(hf_overrides={"head_dim": 80})),
     "block_size not supported (24": ({}, dict(block_size=24)),

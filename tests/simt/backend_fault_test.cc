@@ -9,6 +9,7 @@
 #include "backend/paged_attention_backend.h"
 #include "gtest/gtest.h"
 #include "kernels/testing/attend_case.h"
+#include "nlohmann/json.hpp"
 #include "tests/simt/host_stream.h"
 
 namespace hybridgen {
@@ -38,9 +39,12 @@ class CudaFaultTest : public testing::Test {
     options_.dram_bytes = 1 << 20;
     options_.timeout = absl::Seconds(30);
   }
-  ~CudaFaultTest() override {
+  ~CudaFaultTest() override { Unbind(); }
+
+  void Unbind() {
     backend_.reset();
     for (const std::vector<uint16_t>& tensor : tensors_) stream_->TakeBack(tensor.data());
+    tensors_.clear();
   }
 
   absl::Status Bind() {
@@ -317,11 +321,61 @@ TEST_F(CudaFaultTest, GraphsAreRefusedWithoutTheirOptions) {
   EXPECT_TRUE(RunEagerly().ok()) << "a refusal has no consequence";
 }
 
-TEST_F(CudaFaultTest, HostMemoryThatTheDeviceCannotReachIsRefused) {
-  stream_->refuse_registration(true);
+TEST_F(CudaFaultTest, HostMemoryThatTheDeviceCannotReachIsNotStreamedAndThatIsSaid) {
+  for (const int accepted : {0, 2}) {
+    stream_->accept_every_registration(accepted);
+    options_.streaming_share = 1;
+    ASSERT_TRUE(Bind().ok());
+    const nlohmann::json stats = nlohmann::json::parse(backend_->StatisticsJson());
+    EXPECT_EQ(stats["streaming_share"], 0) << stats;
+    EXPECT_TRUE(absl::StrContains(stats["placement"]["notes"].dump(), "streaming_share is 0")) << stats;
+    const absl::Status status = backend_->SetStreamingShare(0.5);
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+    EXPECT_TRUE(absl::StrContains(status.message(), "could not be registered")) << status;
+    EXPECT_TRUE(backend_->SetStreamingShare(0).ok());
+    Unbind();
+  }
+}
+
+TEST_F(CudaFaultTest, PinnedMemoryThatStagingDoesNotGetIsAnErrorOfTheBind) {
+  stream_->accept_every_registration(0);
+  options_.staging_bytes = int64_t{1} << 40;
+  stream_->set_pinned_limit(1 << 20);
   const absl::Status status = Bind();
-  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
-  EXPECT_TRUE(absl::StrContains(status.message(), "registered")) << status;
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+}
+
+TEST_F(CudaFaultTest, StreamingNeitherAllocatesNorWaitsAndItsTimesAreTold) {
+  options_.streaming_share = 1;
+  options_.ring_pages = 1;
+  ASSERT_TRUE(Bind().ok());
+  ASSERT_TRUE(Step(kLength).ok());
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  for (int step = 0; step < 6; ++step) {
+    ASSERT_TRUE(Plan(1).ok());
+    ASSERT_TRUE(Forward(0).ok());
+    const int64_t allocations = stream_->allocations();
+    ASSERT_TRUE(Forward(1).ok());
+    EXPECT_EQ(stream_->allocations(), allocations);
+    ASSERT_TRUE(stream_->Synchronize().ok());
+  }
+  const nlohmann::json stats = nlohmann::json::parse(backend_->StatisticsJson());
+  EXPECT_GT(stats["seconds"]["device"], 0) << stats;
+  EXPECT_GT(stats["seconds"]["merge"], 0) << stats;
+  EXPECT_EQ(stats["tiers"]["dram"]["cpu_read_bytes"], 0) << stats;
+  EXPECT_GT(stats["tiers"]["dram"]["device_read_bytes"], 0) << stats;
+}
+
+TEST_F(CudaFaultTest, AnInfiniteLogitOfAStreamedPageIsToldByALaterStep) {
+  options_.streaming_share = 1;
+  ASSERT_TRUE(Bind().ok());
+  std::fill(Query().begin(), Query().end(), uint16_t{0x7c00});
+  ASSERT_TRUE(Step(kLength).ok());
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  std::fill(Query().begin(), Query().end(), FloatToFloat16(0.5f));
+  const absl::Status status = ErrorOfLaterSteps();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "+inf")) << status;
 }
 
 TEST_F(CudaFaultTest, WhatTheKernelsDoNotServeIsRefusedByName) {
@@ -332,9 +386,6 @@ TEST_F(CudaFaultTest, WhatTheKernelsDoNotServeIsRefusedByName) {
   options_.dtype = DType::kBFloat16;
   options_.head_size = 72;
   EXPECT_TRUE(absl::StrContains(refusal().message(), "64, 96, 128, 256")) << refusal();
-  options_.head_size = 64;
-  options_.streaming_share = 0.5;
-  EXPECT_EQ(refusal().code(), absl::StatusCode::kUnimplemented) << refusal();
 }
 
 }  // namespace

@@ -31,6 +31,9 @@ struct Setting {
   int head_groups = 0;
   double mover_gigabytes_per_second = 0;
   std::optional<DType> kv_dtype = std::nullopt;  // float8
+  double streaming_share = 0;
+  int ring_pages = 512;
+  int accepted_registrations = 1;  // every so many-th; 0: none
 };
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
@@ -68,12 +71,16 @@ TEST_P(CudaBackendTest, MatchesTheOracleOverManySteps) {
   options.max_call_rows = s.max_call_rows;
   options.head_groups = s.head_groups;
   options.mover_gigabytes_per_second = s.mover_gigabytes_per_second;
+  options.streaming_share = s.streaming_share;
+  options.ring_pages = s.ring_pages;
+  options.staging_bytes = 48 << 10;  // some blocks
   const int64_t host_block =
       2 * shape.layers * PackedPageBytes(shape.kv(), shape.kv_heads, shape.block_size, shape.head_size);
   options.dram_bytes = s.dram_blocks * host_block;
   options.cxl_bytes = s.cxl_blocks * host_block;
   const uint32_t seed = TestSeed("//tests/simt:backend_test", 20261124);
   const auto stream = std::make_shared<HostStream>(seed);
+  stream->accept_every_registration(s.accepted_registrations);
   Engine engine(shape, options, kDevicePages, kBlocks, s.drafts, seed, DeviceOf(stream, s.dtype, s.steps_ahead));
   ASSERT_TRUE(engine.ok());
   if (HasFailure()) return;
@@ -100,30 +107,42 @@ TEST_P(CudaBackendTest, MatchesTheOracleOverManySteps) {
   EXPECT_GT(stats["recalls"], 0) << stats;
   const char* const tier = s.dram_blocks > 0 ? "dram" : "cxl";
   EXPECT_GT(stats["tiers"][tier]["read_bytes"], 0) << stats;
-  EXPECT_EQ(stats["tiers"][tier]["device_read_bytes"], 0) << stats;
-  EXPECT_GT(stats["seconds"]["cpu"], 0) << stats;
+  EXPECT_EQ(stats["tiers"][tier]["device_read_bytes"] > 0, s.streaming_share > 0) << stats;
+  EXPECT_EQ(stats["tiers"][tier]["cpu_read_bytes"] > 0, s.streaming_share < 1) << stats;
+  for (const char* const seconds : {"device", "merge", "transfer"}) EXPECT_GT(stats["seconds"][seconds], 0) << stats;
 }
 
 INSTANTIATE_TEST_SUITE_P(
     All, CudaBackendTest,
-    testing::Values(Setting{"identity", Binding::kIdentity, DType::kFloat16, 64, 2, 2, 3, 0, 0},
-                    Setting{"identity_bf16_ahead", Binding::kIdentity, DType::kBFloat16, 128, 1, 8, 0, 0, 0, 256, 3},
-                    Setting{"dram", Binding::kTiered, DType::kFloat16, 64, 2, 2, 0, 60, 0},
-                    Setting{"dram_cxl_drafts", Binding::kTiered, DType::kBFloat16, 64, 2, 1, 3, 30, 30},
-                    Setting{"cxl_only_large_group", Binding::kTiered, DType::kFloat16, 96, 1, 6, 0, 0, 60},
-                    // Every layer of every step is several calls of the joint.
-                    Setting{"small_calls", Binding::kTiered, DType::kBFloat16, 64, 1, 3, 0, 60, 0, 7},
-                    Setting{"small_calls_drafts_ahead", Binding::kTiered, DType::kFloat16, 64, 2, 2, 3, 30, 30, 5, 2},
-                    Setting{"steps_ahead", Binding::kTiered, DType::kFloat16, 64, 1, 4, 0, 60, 0, 64, 4},
-                    Setting{"two_head_groups", Binding::kTiered, DType::kFloat16, 64, 4, 2, 0, 30, 30, 16, 1, 2},
-                    Setting{"mover", Binding::kTiered, DType::kBFloat16, 64, 2, 2, 0, 8, 52, 256, 2, 0, 1.0},
-                    // Float8 pages on both sides, two layers of different scales.
-                    Setting{"identity_e5m2", Binding::kIdentity, DType::kFloat16, 128, 1, 2, 3, 0, 0, 256, 1, 0, 0,
-                            DType::kFloat8E5M2},
-                    Setting{"dram_cxl_drafts_e4m3", Binding::kTiered, DType::kBFloat16, 64, 2, 2, 3, 30, 30, 256, 1, 0,
-                            0, DType::kFloat8E4M3},
-                    Setting{"two_head_groups_e4m3", Binding::kTiered, DType::kFloat16, 96, 4, 1, 0, 60, 0, 16, 2, 2, 0,
-                            DType::kFloat8E4M3}),
+    testing::Values(
+        Setting{"identity", Binding::kIdentity, DType::kFloat16, 64, 2, 2, 3, 0, 0},
+        Setting{"identity_bf16_ahead", Binding::kIdentity, DType::kBFloat16, 128, 1, 8, 0, 0, 0, 256, 3},
+        Setting{"dram", Binding::kTiered, DType::kFloat16, 64, 2, 2, 0, 60, 0},
+        Setting{"dram_cxl_drafts", Binding::kTiered, DType::kBFloat16, 64, 2, 1, 3, 30, 30},
+        Setting{"cxl_only_large_group", Binding::kTiered, DType::kFloat16, 96, 1, 6, 0, 0, 60},
+        // Every layer of every step is several calls of the joint.
+        Setting{"small_calls", Binding::kTiered, DType::kBFloat16, 64, 1, 3, 0, 60, 0, 7},
+        Setting{"small_calls_drafts_ahead", Binding::kTiered, DType::kFloat16, 64, 2, 2, 3, 30, 30, 5, 2},
+        Setting{"steps_ahead", Binding::kTiered, DType::kFloat16, 64, 1, 4, 0, 60, 0, 64, 4},
+        Setting{"two_head_groups", Binding::kTiered, DType::kFloat16, 64, 4, 2, 0, 30, 30, 16, 1, 2},
+        Setting{"mover", Binding::kTiered, DType::kBFloat16, 64, 2, 2, 0, 8, 52, 256, 2, 0, 1.0},
+        // Float8 pages on both sides, two layers of different scales.
+        Setting{"identity_e5m2", Binding::kIdentity, DType::kFloat16, 128, 1, 2, 3, 0, 0, 256, 1, 0, 0,
+                DType::kFloat8E5M2},
+        Setting{"dram_cxl_drafts_e4m3", Binding::kTiered, DType::kBFloat16, 64, 2, 2, 3, 30, 30, 256, 1, 0, 0,
+                DType::kFloat8E4M3},
+        Setting{"two_head_groups_e4m3", Binding::kTiered, DType::kFloat16, 96, 4, 1, 0, 60, 0, 16, 2, 2, 0,
+                DType::kFloat8E4M3},
+        Setting{"streamed", Binding::kTiered, DType::kFloat16, 64, 2, 2, 0, 30, 30, 256, 2, 0, 0, std::nullopt, 0.3},
+        Setting{"streamed_small_ring_e4m3", Binding::kTiered, DType::kBFloat16, 64, 1, 3, 3, 60, 0, 7, 1, 0, 0,
+                DType::kFloat8E4M3, 0.3, 2},
+        Setting{"all_streamed_small_ring", Binding::kTiered, DType::kFloat16, 64, 2, 1, 3, 30, 30, 16, 2, 2, 0,
+                std::nullopt, 1, 3},
+        Setting{"all_streamed_one_page", Binding::kTiered, DType::kBFloat16, 64, 1, 4, 0, 60, 0, 64, 1, 0, 1.0,
+                std::nullopt, 1, 1},
+        Setting{"staged", Binding::kTiered, DType::kFloat16, 64, 2, 1, 0, 30, 30, 256, 2, 2, 0, std::nullopt, 0, 1, 0},
+        Setting{"staged_in_part_e5m2", Binding::kTiered, DType::kBFloat16, 64, 1, 2, 3, 30, 30, 64, 1, 0, 1.0,
+                DType::kFloat8E5M2, 0, 1, 2}),
     [](const testing::TestParamInfo<Setting>& info) { return std::string(info.param.name); });
 
 }  // namespace

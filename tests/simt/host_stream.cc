@@ -83,6 +83,7 @@ absl::StatusOr<std::shared_ptr<void>> HostStream::AllocateDevice(size_t bytes) {
   return Allocate(bytes, Kind::kDevice);
 }
 absl::StatusOr<std::shared_ptr<void>> HostStream::AllocatePinned(size_t bytes) {
+  if (bytes > pinned_limit_) return absl::ResourceExhaustedError("host stream: pinned memory refused");
   return Allocate(bytes, Kind::kPinned);
 }
 
@@ -97,7 +98,9 @@ void HostStream::TakeBack(const void* data) {
 }
 
 absl::Status HostStream::Registrar::Register(absl::Span<std::byte> range) {
-  if (refuse) return absl::ResourceExhaustedError("host stream: registration refused");
+  if (accepts_every == 0 || ++asked % accepts_every != 0) {
+    return absl::ResourceExhaustedError("host stream: registration refused");
+  }
   std::lock_guard<std::mutex> lock(memory->mutex);
   memory->ranges[reinterpret_cast<uintptr_t>(range.data())] = {range.size(), Kind::kPinned};
   return absl::OkStatus();
@@ -157,6 +160,35 @@ void HostStream::Loop() {
     if (!status.ok()) status_ = std::move(status);
     changed_.notify_all();
   }
+}
+
+absl::StatusOr<int> HostStream::MakeStamps(int count) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const int first = static_cast<int>(stamps_.size());
+  stamps_.resize(stamps_.size() + count);
+  return first;
+}
+
+absl::Status HostStream::Stamp(int stamp) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stamps_[stamp] = {};
+  }
+  return Push([this, stamp] {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stamps_[stamp] = std::chrono::steady_clock::now();
+    return absl::OkStatus();
+  });
+}
+
+absl::StatusOr<double> HostStream::SecondsBetween(int from, int to) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const int stamp : {from, to}) {
+    if (stamps_[stamp] == std::chrono::steady_clock::time_point()) {
+      return absl::FailedPreconditionError("host stream: a stamp that has not been passed has no time");
+    }
+  }
+  return std::chrono::duration<double>(stamps_[to] - stamps_[from]).count();
 }
 
 absl::StatusOr<StreamMark> HostStream::Mark() {
@@ -329,7 +361,11 @@ absl::Status HostStream::CheckJobs(const cuda::RepackParams& p) const {
   const size_t strided =
       DTypeSize(g.dtype) * ((g.kv_heads - 1) * g.k_head_stride + (g.page_tokens - 1) * g.k_token_stride + g.head_size);
   for (int i = 0; i < p.num_jobs; ++i) {
-    const cuda::RepackJob& job = p.jobs[i];
+    cuda::RepackJob job = p.jobs[i];
+    job.packed_k += p.base.packed_k;
+    job.packed_v += p.base.packed_v;
+    job.strided_k += p.base.strided_k;
+    job.strided_v += p.base.strided_v;
     for (const absl::Status& status : {Check("packed K", reinterpret_cast<void*>(job.packed_k), packed, false),
                                        Check("packed V", reinterpret_cast<void*>(job.packed_v), packed, false),
                                        Check("strided K", reinterpret_cast<void*>(job.strided_k), strided, true),

@@ -4,6 +4,7 @@
 #define TESTS_SIMT_HOST_STREAM_H_
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -49,6 +50,9 @@ class HostStream final : public DeviceStream {
   absl::Status UnpackPages(const cuda::RepackParams& params) override;
   absl::Status Publish(const cuda::PublishParams& params) override;
   absl::Status Await(const cuda::AwaitParams& params) override;
+  absl::StatusOr<int> MakeStamps(int count) override;
+  absl::Status Stamp(int stamp) override;
+  absl::StatusOr<double> SecondsBetween(int from, int to) override;
   absl::StatusOr<StreamMark> Mark() override;
   absl::StatusOr<bool> Passed(StreamMark mark) override;
   absl::Status Wait(StreamMark mark, absl::Duration timeout) override;
@@ -66,8 +70,10 @@ class HostStream final : public DeviceStream {
   void Capture() { capture_ = std::make_unique<Graph>(); }
   Graph TakeGraph();
   absl::Status Replay(const Graph& graph);
-  // Refuses registrations from now on.
-  void refuse_registration(bool refuse) { registrar_.refuse = refuse; }
+  // Refuses pinned memory of more bytes.
+  void set_pinned_limit(size_t bytes) { pinned_limit_ = bytes; }
+  // Accepts every n-th registration from now on; 0: none.
+  void accept_every_registration(int n) { registrar_.accepts_every = n; }
 
  private:
   enum class Kind { kDevice, kPinned };
@@ -85,7 +91,8 @@ class HostStream final : public DeviceStream {
     absl::Status Register(absl::Span<std::byte> range) override;
     absl::Status Unregister(absl::Span<std::byte> range) override;
     Memory* const memory;
-    std::atomic<bool> refuse{false};
+    int accepts_every = 1;  // 0: none
+    int asked = 0;
   };
   using Work = std::function<absl::Status()>;
 
@@ -106,7 +113,8 @@ class HostStream final : public DeviceStream {
   std::atomic<int64_t> queued_{0};
   std::unique_ptr<Graph> capture_;  // null: no capture is under way
   bool into_graph_ = false;         // between BeginCapture and EndCapture
-  uint64_t seed_;                   // of the thread
+  size_t pinned_limit_ = SIZE_MAX;
+  uint64_t seed_;  // of the thread
 
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -114,6 +122,7 @@ class HostStream final : public DeviceStream {
   std::deque<Work> work_;
   StreamMark marks_ = 0;
   StreamMark passed_ = 0;
+  std::vector<std::chrono::steady_clock::time_point> stamps_;  // epoch: under way
   absl::Status status_;
   bool stop_ = false;
   std::thread thread_;

@@ -88,7 +88,7 @@ TEST_F(HostStreamTest, MemoryThatWasGivenBackIsRefused) {
   EXPECT_EQ(stream_.Synchronize(), absl::OkStatus());
   ASSERT_EQ(stream_.registrar().Unregister(range), absl::OkStatus());
   ExpectRefused(stream_.CopyToDevice(device(), plain_.data(), 1), "source");
-  stream_.refuse_registration(true);
+  stream_.accept_every_registration(0);
   EXPECT_EQ(stream_.registrar().Register(range).code(), absl::StatusCode::kResourceExhausted);
 }
 

@@ -1,0 +1,41 @@
+// Streams a step's host pages into a ring of device pages, and attends them there, in rounds (docs/cuda_device.md).
+#ifndef BACKEND_CUDA_STREAMING_H_
+#define BACKEND_CUDA_STREAMING_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "backend/cuda_step_memory.h"
+#include "backend/device_stream.h"
+#include "backend/layer_call.h"
+#include "backend/streamed_rounds.h"
+
+namespace hybridgen {
+
+class CudaStreaming {
+ public:
+  // `stream` and `memory` outlive the object.
+  CudaStreaming(DeviceStream* stream, const CudaStepMemory* memory) : stream_(stream), memory_(memory) {}
+
+  // Takes the ring's memory, of `pages` pages of `page_bytes`, unless it has it. Errors: ResourceExhausted.
+  absl::Status Reserve(int64_t pages, uint64_t page_bytes);
+
+  // Queues the rounds of a layer: copies, attention, and the merge into the sequences' rows. `attend` and `merge`: the
+  // layer's, but for pages and items. The plan is in device memory, the host pages are registered with the device.
+  absl::Status Run(const LayerCall& call, const StreamedRounds& streamed, int window, cuda::AttendParams attend,
+                   cuda::MergeParams merge) const;
+
+ private:
+  // `dtype`: of the step's tensors.
+  absl::Status Fill(const LayerCall& call, DType dtype, const StreamedRound& round, const RingJobs& jobs) const;
+  absl::Status Unpack(const LayerCall& call, Range jobs) const;
+
+  DeviceStream* const stream_;
+  const CudaStepMemory* const memory_;
+  std::shared_ptr<void> ring_;  // pages of the engine's format
+};
+
+}  // namespace hybridgen
+
+#endif  // BACKEND_CUDA_STREAMING_H_
