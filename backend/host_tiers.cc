@@ -111,4 +111,11 @@ bool HostTiers::Registered(uint64_t address, int64_t bytes) const {
                      [&](const TierArena& arena) { return arena.memory->Registered(data, bytes); });
 }
 
+std::string HostTiers::WhyNotStreamed() const {
+  if (pin_.failures == 0) return "";
+  return absl::StrCat("streaming_share is 0, for ", pin_.failed_bytes,
+                      " bytes of host pages could not be registered with the device: ", pin_.first_error.message(),
+                      "; see RLIMIT_MEMLOCK and the container's limits, or lower dram_bytes or cxl_bytes");
+}
+
 }  // namespace hybridgen

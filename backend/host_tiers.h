@@ -56,6 +56,8 @@ class HostTiers {
   const std::vector<TierArena>& arenas() const { return arenas_; }
   // Whether the device reaches all of [address, address + bytes), of host pages.
   bool Registered(uint64_t address, int64_t bytes) const;
+  // Why a device attends no host pages itself; empty: it may, as it reaches them all.
+  std::string WhyNotStreamed() const;
   // Of all arenas and the pages of zeros.
   const PinReport& pin() const { return pin_; }
 

@@ -23,14 +23,6 @@ using Clock = std::chrono::steady_clock;
 // Bytes of KV that one step may publish or recall: about one step's worth of a prefill chunk.
 constexpr int64_t kCopyBytesPerStep = 64 << 20;
 
-// Why the device attends no host pages; empty: it may, as it reaches them all.
-std::string WhyNotStreamed(const PinReport& pin) {
-  if (pin.failures == 0) return "";
-  return absl::StrCat("streaming_share is 0, for ", pin.failed_bytes,
-                      " bytes of host pages could not be registered with the device: ", pin.first_error.message(),
-                      "; see RLIMIT_MEMLOCK and the container's limits, or lower dram_bytes or cxl_bytes");
-}
-
 // What a CPU thread touches that the joint runs; one that is stuck is left behind with it.
 struct KeptForWorker {
   std::shared_ptr<DeviceStream> stream;  // with which the tiers are registered
@@ -258,7 +250,7 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
     layers_[i].bound = true;
   }
   StepKnobs knobs = knobs_;
-  not_streamed_ = WhyNotStreamed(tiered_->host->pin());
+  not_streamed_ = tiered_->host->WhyNotStreamed();
   if (!not_streamed_.empty()) knobs.streaming_share = 0;
   knobs.publish_blocks = knobs.recall_blocks =
       static_cast<int>(std::clamp<int64_t>(kCopyBytesPerStep / tiered_->host->block_bytes(), 1, 4096));

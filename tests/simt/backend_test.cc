@@ -37,9 +37,9 @@ struct Setting {
 };
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr int kSteps = 15;  // sanitizers multiply the executor's time
+constexpr int kSteps = 8;  // sanitizers multiply the executor's time
 #else
-constexpr int kSteps = 50;
+constexpr int kSteps = 30;
 #endif
 constexpr int kDevicePages = 6;
 constexpr int kBlocks = 49;  // with the null block: 8x the device tier
