@@ -263,7 +263,7 @@ SETTINGS = (
         "0",
         _number(0.0, 1.0),
         "0.0 to 1.0",
-        "Share of the host-resident tokens that the device attends; 0 in the `cuda` kind.",
+        "Share of the host-resident tokens that the device attends; 0 with `full_graphs`.",
     ),
     Setting(
         "full_graphs",
