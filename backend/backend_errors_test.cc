@@ -56,6 +56,15 @@ TEST(BackendErrorsTest, UnusableOptionsAreRefusedByName) {
            o.cxl_gigabytes_per_second = 3;
          }),
          "the CXL tier is /dev/dax0.0; accepted: 0");
+  expect(message([](BackendOptions& o) { o.host_page_format = HostPageFormat::kInt8; }),
+         "host_page_format is int8; accepted with the identity binding, which has no host pages: exact");
+  expect(message([](BackendOptions& o) {
+           o.device_kind = DeviceKind::kCuda;
+           o.binding = Binding::kTiered;
+           o.dram_bytes = 1 << 20;
+           o.host_page_format = HostPageFormat::kInt8;
+         }),
+         "host_page_format is int8; accepted with device_kind cuda, whose copies do not quantise: exact");
   expect(message([](BackendOptions& o) { o.binding = Binding::kTiered; }), "dram_bytes and cxl_bytes are both 0");
 }
 

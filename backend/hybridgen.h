@@ -61,12 +61,19 @@ typedef enum hg_placement {
   HG_PLACEMENT_INTERLEAVE = 3    /* both roles by weight, as the kernel interleaves: to compare with */
 } hg_placement;
 
+/* How the host tiers store K and V (docs/block_manager.md). */
+typedef enum hg_host_page_format {
+  HG_HOST_PAGES_EXACT = 0, /* in the model's dtype */
+  HG_HOST_PAGES_INT8 = 1   /* 8 bits and a scale for each token and KV head: what is published is rounded */
+} hg_host_page_format;
+
 typedef enum hg_isa {
   HG_ISA_AUTO = -1,
   HG_ISA_PORTABLE = 0,
   HG_ISA_AVX2 = 1,
   HG_ISA_AVX512 = 2,
-  HG_ISA_AVX512_BF16 = 3
+  HG_ISA_AVX512_BF16 = 3,
+  HG_ISA_AVX512_VNNI = 5 /* above AVX512, below AVX512_BF16 */
 } hg_isa;
 
 typedef struct hg_backend hg_backend;
@@ -106,6 +113,8 @@ typedef struct hg_config {
   int32_t head_groups; /* parts of the KV heads, each with a DRAM node of its own; 0: one for each DRAM node with CPUs;
                           a number that the machine does not have is emulated, without binding */
   int32_t cuda_device; /* cuda kind: ordinal of the GPU as this process sees it */
+  int32_t host_page_format; /* hg_host_page_format; INT8 needs the tiered binding and is refused for the cuda kind */
+  int32_t reserved2;        /* padding; not read */
 } hg_config;
 
 HG_EXPORT int32_t hg_abi_version(void);
@@ -216,8 +225,8 @@ HG_EXPORT hg_status hg_backend_forward(hg_backend* backend, hg_plan* plan, int32
 
 /* The same with device_kind cuda: the tensors are device memory, and the work is queued on `stream`, a cudaStream_t of
  * the engine (null: the default stream), behind what that already holds. The call does not wait for the device; what
- * goes wrong there is told by a later call, and the stream itself then fails, so that no result leaves it. Every layer of
- * a plan runs once, in order. A stream that is captured in a graph is refused. Other kinds ignore `stream`. */
+ * goes wrong there is told by a later call, and the stream itself then fails, so that no result leaves it. Every layer
+ * of a plan runs once, in order. A stream that is captured in a graph is refused. Other kinds ignore `stream`. */
 HG_EXPORT hg_status hg_backend_forward_on_stream(hg_backend* backend, hg_plan* plan, int32_t layer,
                                                  const hg_tensor* query, const hg_tensor* key, const hg_tensor* value,
                                                  const hg_tensor* output, void* stream);

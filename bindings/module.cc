@@ -84,11 +84,10 @@ constexpr Name kPlacements[] = {{"auto", HG_PLACEMENT_AUTO},
                                 {"role", HG_PLACEMENT_ROLE},
                                 {"proportional", HG_PLACEMENT_PROPORTIONAL},
                                 {"interleave", HG_PLACEMENT_INTERLEAVE}};
-constexpr Name kIsas[] = {{"auto", HG_ISA_AUTO},
-                          {"portable", HG_ISA_PORTABLE},
-                          {"avx2", HG_ISA_AVX2},
-                          {"avx512", HG_ISA_AVX512},
-                          {"avx512_bf16", HG_ISA_AVX512_BF16}};
+constexpr Name kHostPageFormats[] = {{"exact", HG_HOST_PAGES_EXACT}, {"int8", HG_HOST_PAGES_INT8}};
+constexpr Name kIsas[] = {
+    {"auto", HG_ISA_AUTO},     {"portable", HG_ISA_PORTABLE},       {"avx2", HG_ISA_AVX2},
+    {"avx512", HG_ISA_AVX512}, {"avx512_vnni", HG_ISA_AVX512_VNNI}, {"avx512_bf16", HG_ISA_AVX512_BF16}};
 constexpr Name kDtypes[] = {{"float32", HG_FLOAT32}, {"float16", HG_FLOAT16}, {"bfloat16", HG_BFLOAT16}};
 constexpr Name kEvents[] = {{"set", HG_REQUEST_SET},
                             {"append", HG_REQUEST_APPEND},
@@ -336,17 +335,15 @@ class Backend {
   std::atomic<bool> busy_{false};
 };
 
-std::unique_ptr<Backend> MakeBackend(const std::string& device_kind, const std::string& binding,
-                                     const std::string& executor, const std::string& isa, const std::string& dtype,
-                                     int32_t num_kv_heads, int32_t head_size, int32_t block_size, int32_t num_threads,
-                                     int32_t device_threads, int32_t speculative_tokens, int64_t dram_bytes,
-                                     int64_t cxl_bytes, int32_t dram_node, int32_t cxl_node,
-                                     const std::optional<std::string>& cxl_device, const std::string& placement,
-                                     int32_t interleave_dram_weight, int32_t interleave_cxl_weight,
-                                     double dram_gigabytes_per_second, double cxl_gigabytes_per_second,
-                                     double mover_gigabytes_per_second, int32_t head_groups, double streaming_share,
-                                     double device_gigabytes_per_second, double timeout_seconds,
-                                     const std::optional<std::vector<int32_t>>& cpus, int32_t cuda_device) {
+std::unique_ptr<Backend> MakeBackend(
+    const std::string& device_kind, const std::string& binding, const std::string& executor, const std::string& isa,
+    const std::string& dtype, int32_t num_kv_heads, int32_t head_size, int32_t block_size, int32_t num_threads,
+    int32_t device_threads, int32_t speculative_tokens, int64_t dram_bytes, int64_t cxl_bytes, int32_t dram_node,
+    int32_t cxl_node, const std::optional<std::string>& cxl_device, const std::string& placement,
+    int32_t interleave_dram_weight, int32_t interleave_cxl_weight, double dram_gigabytes_per_second,
+    double cxl_gigabytes_per_second, double mover_gigabytes_per_second, int32_t head_groups, double streaming_share,
+    double device_gigabytes_per_second, double timeout_seconds, const std::optional<std::vector<int32_t>>& cpus,
+    int32_t cuda_device, const std::string& host_page_format) {
   hg_config config = {};
   config.struct_size = sizeof(config);
   config.device_kind = ValueOf("device_kind", device_kind, kDeviceKinds);
@@ -376,6 +373,7 @@ std::unique_ptr<Backend> MakeBackend(const std::string& device_kind, const std::
   config.device_gigabytes_per_second = device_gigabytes_per_second;
   config.timeout_seconds = timeout_seconds;
   config.cuda_device = cuda_device;
+  config.host_page_format = ValueOf("host_page_format", host_page_format, kHostPageFormats);
   if (cpus) {
     config.cpus = cpus->data();
     config.num_cpus = static_cast<int32_t>(cpus->size());
@@ -413,7 +411,7 @@ PYBIND11_MODULE(_core, module) {
            arg("dram_gigabytes_per_second") = 0.0, arg("cxl_gigabytes_per_second") = 0.0,
            arg("mover_gigabytes_per_second") = 0.0, arg("head_groups") = 0, arg("streaming_share") = 0.0,
            arg("device_gigabytes_per_second") = 0.0, arg("timeout_seconds") = 0.0, arg("cpus") = py::none(),
-           arg("cuda_device") = 0)
+           arg("cuda_device") = 0, arg("host_page_format") = "exact")
       .def("add_layer", &Backend::AddLayer, py::kw_only(), arg("num_query_heads"), arg("scale"), arg("soft_cap") = 0.0f,
            arg("sliding_window") = 0, arg("alibi_slopes") = py::none(), arg("sinks") = py::none(),
            "Returns the layer's index: 0, 1, ...")

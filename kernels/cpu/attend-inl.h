@@ -1,5 +1,5 @@
 // Attention of a tile of rows over a list of pages: online softmax over chunks of 16-token groups. Textually included
-// once per ISA, after tile-inl.h.
+// once per ISA, after int8-inl.h.
 #ifndef KERNELS_CPU_ATTEND_INL_H_
 #define KERNELS_CPU_ATTEND_INL_H_
 
@@ -10,11 +10,12 @@ namespace {
 struct Group {
   const char* k;  // as the score function reads it
   const char* v;
-  int32_t position;  // of the first token
-  int32_t valid;     // tokens that exist, 1 to 16
-  const char* next;  // to fetch while this K is read: the run's next K, behind the last one V
-  int run;           // in the chunk
-  int step;          // in the run
+  const float* value_scales;  // [16], of 8-bit pages
+  int32_t position;           // of the first token
+  int32_t valid;              // tokens that exist, 1 to 16
+  const char* next;           // to fetch while this K is read: the run's next K, behind the last one V
+  int run;                    // in the chunk
+  int step;                   // in the run
 };
 
 // A group that some row of a block sees.
@@ -41,9 +42,9 @@ using SumFn = void (*)(const ValueGroups&, const Layout&, int, const float*, flo
 using EdgeFn = void (*)(const char*, const Layout&, const float*, int, int, float*);
 using SoftmaxFn = bool (*)(const QueryTile&, int, const SeenGroup*, int, float*, RowState, float*);
 
-// How K lies where the score function reads it: 16 tokens per dim, 16 tokens per pair of dims that stay bfloat16, or
-// the dims of one token after the other.
-enum class KeyOrder : uint8_t { kDimMajor, kPairMajor, kTokenMajor };
+// How K lies where the score function reads it: 16 tokens per dim, 16 tokens per pair of dims that stay bfloat16, 16
+// tokens per four dims of 8 bits, or the dims of one token after the other.
+enum class KeyOrder : uint8_t { kDimMajor, kPairMajor, kQuadMajor, kTokenMajor };
 
 constexpr int Log2(int x) { return x <= 1 ? 0 : 1 + Log2(x / 2); }
 constexpr int kRowBlockSizes = Log2(kRowBlock) + 1;
@@ -54,8 +55,9 @@ struct Call {
   const AttendArgs* args;
   RowState state;
   int rows;
-  int vecs;  // of 16 dims in a row of state.acc
-  bool packed;
+  int vecs;     // of 16 dims in a row of state.acc
+  bool packed;  // in either format
+  bool int8;
   Layout layout;
   float* q;                       // blocks of rows as the score function reads them
   int q_floats;                   // of a row in q
@@ -142,6 +144,7 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
     keys.next[num_seen] = chunk[i].next;
     keys.valid[num_seen] = chunk[i].valid;
     next_keys[num_seen] = next[i];
+    if (call.int8) Prefetch(reinterpret_cast<const char*>(chunk[i].value_scales));  // read before V, far behind it
     ++num_seen;
   }
   if (num_seen == 0) return true;
@@ -160,6 +163,7 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
 
   ValueGroups groups;
   groups.count = 0;
+  if (call.int8) groups.step = WeighInt8(seen, num_seen, rows, call.scores);
   for (int i = 0; i < num_seen; ++i) {
     if (!seen[i].whole) continue;
     groups.v[groups.count] = seen[i].group->v;
@@ -219,7 +223,7 @@ bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* ne
   return true;
 }
 
-// Queries as float32, each block of rows filled up with zeros to 1, 2, 4, ... rows.
+// Queries as the score function reads them, each block of rows filled up to 1, 2, 4, ... rows.
 void PackQueries(const Call& call, KeyOrder order) {
   const QueryTile& tile = *call.tile;
   const int64_t element = static_cast<int64_t>(BytesOf(tile.dtype));
@@ -232,6 +236,10 @@ void PackQueries(const Call& call, KeyOrder order) {
       const int token = (first + r) / tile.group;
       const int head = (first + r) % tile.group;
       row[r] = static_cast<const char*>(tile.q) + (token * tile.token_stride + head * tile.head_stride) * element;
+    }
+    if (order == KeyOrder::kQuadMajor) {
+      QuantiseQueries(row, count, block, tile.dtype, tile.head_size, q);
+      continue;
     }
     if (order == KeyOrder::kPairMajor) {
       for (int pair = 0; pair < tile.head_size / 2; ++pair) {
@@ -261,27 +269,26 @@ void PackQueries(const Call& call, KeyOrder order) {
 
 template <Elements kElements>
 void SetScore(Call& call) {
-  call.score[0] = ScoreRows<kElements, 1>;
-  call.score[1] = ScoreRows<kElements, 2>;
-  if constexpr (kRowBlock > 2) call.score[2] = ScoreRows<kElements, 4>;
-  if constexpr (kRowBlock > 4) call.score[3] = ScoreRows<kElements, 8>;
+  ForEachBlockSize([&](auto block) { call.score[Log2(block.rows)] = ScoreRows<kElements, block.rows>; });
 }
 
 template <Elements kElements>
 void SetScoreTokens(Call& call) {
-  call.score[0] = ScoreTokens<kElements, 1>;
-  call.score[1] = ScoreTokens<kElements, 2>;
-  if constexpr (kRowBlock > 2) call.score[2] = ScoreTokens<kElements, 4>;
-  if constexpr (kRowBlock > 4) call.score[3] = ScoreTokens<kElements, 8>;
+  ForEachBlockSize([&](auto block) { call.score[Log2(block.rows)] = ScoreTokens<kElements, block.rows>; });
 }
 
 template <Elements kElements, PageFormat kFormat>
 void SetSum(Call& call) {
-  call.sum[0] = SumRows<kElements, kFormat, 1>;
-  call.sum[1] = SumRows<kElements, kFormat, 2>;
-  if constexpr (kRowBlock > 2) call.sum[2] = SumRows<kElements, kFormat, 4>;
-  if constexpr (kRowBlock > 4) call.sum[3] = SumRows<kElements, kFormat, 8>;
+  ForEachBlockSize([&](auto block) { call.sum[Log2(block.rows)] = SumRows<kElements, kFormat, block.rows>; });
   call.edge = SumEdge<kElements>;
+}
+
+void SetInt8(Call& call) {
+  ForEachBlockSize([&](auto block) {
+    call.score[Log2(block.rows)] = ScoreInt8<block.rows>;
+    call.sum[Log2(block.rows)] = SumInt8<block.rows>;
+  });
+  call.edge = SumInt8Edge;
 }
 
 template <Elements kElements>
@@ -297,7 +304,8 @@ void SetPacked(Call& call) {
   SetSum<kElements, PageFormat::kPackedV1>(call);
 }
 
-void SelectFunctions(Call& call, KeyOrder order) {
+void SelectPageFunctions(Call& call, KeyOrder order) {
+  if (call.int8) return SetInt8(call);
   switch (call.args->geometry.dtype) {
     case DType::kFloat32:
       call.packed ? SetPacked<Elements::kF32>(call) : SetStrided<Elements::kF32>(call, order);
@@ -312,6 +320,10 @@ void SelectFunctions(Call& call, KeyOrder order) {
       }
       break;
   }
+}
+
+void SelectFunctions(Call& call, KeyOrder order) {
+  SelectPageFunctions(call, order);
   const bool cap = call.tile->soft_cap > 0.0f;
   const bool alibi = call.tile->alibi_slopes != nullptr;
   call.softmax = cap ? (alibi ? SoftmaxRow<true, true> : SoftmaxRow<true, false>)
@@ -324,11 +336,12 @@ struct Addressing {
   int64_t v_head;
   int64_t k_group;  // from one 16-token group to the next
   int64_t v_group;
+  int64_t v_scales;  // from a head's V to its scales, in 8-bit pages
 };
 
 Addressing SetLayout(Call& call) {
   const PageGeometry& g = call.args->geometry;
-  const int64_t element = static_cast<int64_t>(BytesOf(g.dtype));
+  const int64_t element = call.int8 ? 1 : static_cast<int64_t>(BytesOf(g.dtype));
   if (call.packed) {
     const Strides value = {16 * g.page_tokens * element, 16 * element};
     // As many bytes as a group of K has: what is left at the end of V is the begin of the next run. One row computes so
@@ -337,14 +350,16 @@ Addressing SetLayout(Call& call) {
     if (ahead == 0) ahead = 1;
     if (call.rows == 1 && g.page_tokens >= 64) ahead = 0;
     call.layout = {{256 * element, 16 * element}, value, call.vecs, 0, ahead, value};
-    const int64_t head = g.page_tokens * call.vecs * 16 * element;
-    return {head, head, 16 * call.vecs * 16 * element, 16 * 16 * element};
+    const int64_t values = g.page_tokens * call.vecs * 16 * element;
+    const int64_t scale = call.int8 ? sizeof(float) : 0;  // of a token
+    const int64_t head = values + g.page_tokens * scale;
+    return {head, head, 16 * (call.vecs * 16 * element + scale), 16 * 16 * element, values};
   }
   const Strides key = {16 * element, g.k_token_stride * element};
   call.layout = {key, {16 * element, g.v_token_stride * element}, g.head_size / 16, g.head_size % 16 != 0, call.vecs,
                  key};
   return {g.k_head_stride * element, g.v_head_stride * element, 16 * g.k_token_stride * element,
-          16 * g.v_token_stride * element};
+          16 * g.v_token_stride * element, 0};
 }
 
 // A walk over the groups that some row sees, in page order.
@@ -369,6 +384,7 @@ int NextRun(Cursor& cursor, int run, int limit, Group* groups) {
     const int index = cursor.token / 16;
     Group group = {k + index * cursor.address.k_group,
                    v + index * cursor.address.v_group,
+                   reinterpret_cast<const float*>(v + cursor.address.v_scales) + 16 * index,
                    page.first_position + cursor.token,
                    AtMost(16, page.num_tokens - cursor.token),
                    nullptr,
@@ -425,19 +441,23 @@ KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState stat
   call.state = state;
   call.rows = tile.num_tokens * tile.group;
   call.vecs = (tile.head_size + 15) / 16;
-  call.packed = args.geometry.format == PageFormat::kPackedV1;
+  call.packed = args.geometry.format != PageFormat::kStrided;
+  call.int8 = args.geometry.format == PageFormat::kPackedInt8V1;
   const bool one_block = call.rows <= kRowBlock;
   // Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less than transposing
   // 16 tokens. Several blocks share a transposition, but would each widen and reduce.
-  const bool pairs =
-      kHasPairDot && call.packed && args.geometry.dtype == DType::kBFloat16 && tile.dtype == DType::kBFloat16;
-  const KeyOrder order = pairs                       ? KeyOrder::kPairMajor
+  const bool pairs = kHasPairDot && call.packed && !call.int8 && args.geometry.dtype == DType::kBFloat16 &&
+                     tile.dtype == DType::kBFloat16;
+  const KeyOrder order = call.int8                   ? KeyOrder::kQuadMajor
+                         : pairs                     ? KeyOrder::kPairMajor
                          : !call.packed && one_block ? KeyOrder::kTokenMajor
                                                      : KeyOrder::kDimMajor;
   call.max_groups = one_block ? kChunkGroups : kSharedChunkGroups;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
   call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);
-  call.q_floats = order == KeyOrder::kTokenMajor ? 16 * call.vecs : tile.head_size;
+  call.q_floats = order == KeyOrder::kTokenMajor  ? 16 * call.vecs
+                  : order == KeyOrder::kQuadMajor ? tile.head_size / 4 * kQuadPairs + 1
+                                                  : tile.head_size;
   call.scores = call.q + ScratchQueryFloats(tile.head_size);
   call.keys = !call.packed && order == KeyOrder::kDimMajor ? call.scores + ScratchScoreFloats() : nullptr;
   SelectFunctions(call, order);

@@ -16,7 +16,7 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
-constexpr PageFormat kFormats[] = {PageFormat::kStrided, PageFormat::kPackedV1};
+constexpr PageFormat kFormats[] = {PageFormat::kStrided, PageFormat::kPackedV1, PageFormat::kPackedInt8V1};
 
 class AttendTest : public testing::TestWithParam<KernelSet> {
  protected:

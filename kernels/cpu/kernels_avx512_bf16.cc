@@ -12,6 +12,7 @@
 #include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/elements-inl.h"
 #include "kernels/cpu/tile-inl.h"
+#include "kernels/cpu/int8-inl.h"
 #include "kernels/cpu/attend-inl.h"
 // clang-format on
 
