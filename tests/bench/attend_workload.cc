@@ -18,6 +18,7 @@ constexpr int kCallTokens = 256;   // per kernel call, at least kCallPages pages
 constexpr int kCallPages = 4;
 constexpr int kCacheTokens = 256;
 constexpr int kPrefillRows = 64;
+constexpr size_t kPatternBytes = size_t{1} << 20;
 
 void StoreElement(DType dtype, void* base, size_t index, float x) {
   if (dtype == DType::kFloat32) {
@@ -45,6 +46,18 @@ const char* KindName(AttendKind kind) {
   return "unknown";
 }
 
+const char* FormatName(PageFormat format) {
+  switch (format) {
+    case PageFormat::kStrided:
+      return "strided";
+    case PageFormat::kPackedV1:
+      return "packed";
+    case PageFormat::kPackedInt8V1:
+      return "int8";
+  }
+  return "unknown";
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<KvMemory>> KvMemory::Create(size_t bytes) {
@@ -66,24 +79,55 @@ KvMemory::~KvMemory() {
   if (mapping_ != nullptr) munmap(mapping_, mapped_);
 }
 
-void KvMemory::Fill(DType dtype) {
-  if (filled_ == static_cast<int>(dtype)) return;
-  filled_ = static_cast<int>(dtype);
-  const size_t pattern = std::min(bytes_, size_t{1} << 20);
+void KvMemory::Fill(const std::string& name, const std::function<std::vector<char>()>& make) {
+  if (filled_ == name) return;
+  filled_ = name;
+  const std::vector<char> pattern = make();
+  for (size_t i = 0; i < bytes_; i += pattern.size()) {
+    std::copy_n(pattern.data(), std::min(pattern.size(), bytes_ - i), data_ + i);
+  }
+}
+
+std::vector<char> AttendWorkload::RandomElements() const {
+  std::vector<char> elements(kPatternBytes);
   std::mt19937 random(1);
   std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
-  for (size_t i = 0; i < pattern / DTypeSize(dtype); ++i) StoreElement(dtype, data_, i, uniform(random));
-  for (size_t i = pattern; i < bytes_; i += pattern) std::copy_n(data_, std::min(pattern, bytes_ - i), data_ + i);
+  const size_t count = elements.size() / DTypeSize(geometry_.dtype);
+  for (size_t i = 0; i < count; ++i) StoreElement(geometry_.dtype, elements.data(), i, uniform(random));
+  return elements;
+}
+
+// Random tokens quantised by the library, as many whole pages as a pattern of elements would be.
+std::vector<char> AttendWorkload::RandomInt8Pages() const {
+  const PageGeometry& g = geometry_;
+  const size_t page_bytes = HostPageBytes(g);
+  std::vector<char> pages(std::max<size_t>(2, kPatternBytes / page_bytes / 2 * 2) * page_bytes);
+  std::vector<char> rows(int64_t{1} * g.page_tokens * g.kv_heads * g.head_size * DTypeSize(g.dtype));
+  std::mt19937 random(1);
+  std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+  WriteArgs args;
+  args.geometry = g;
+  args.num_tokens = g.page_tokens;
+  args.key = args.value = rows.data();
+  args.key_head_stride = args.value_head_stride = g.head_size;
+  args.key_token_stride = args.value_token_stride = int64_t{1} * g.kv_heads * g.head_size;
+  for (size_t page = 0; page < pages.size(); page += 2 * page_bytes) {
+    for (size_t i = 0; i < rows.size() / DTypeSize(g.dtype); ++i) {
+      StoreElement(g.dtype, rows.data(), i, uniform(random));
+    }
+    args.k_page = reinterpret_cast<uint64_t>(pages.data()) + page;
+    args.v_page = args.k_page + page_bytes;
+    config_.kernels.write_kv(args);
+  }
+  return pages;
 }
 
 std::string AttendConfig::Name() const {
-  return absl::StrCat(KindName(kind), "/", kernels.name, "/", DTypeName(dtype), "/",
-                      format == PageFormat::kPackedV1 ? "packed" : "strided", "/page", page_tokens, "/group", group,
-                      "/d", head_size);
+  return absl::StrCat(KindName(kind), "/", kernels.name, "/", DTypeName(dtype), "/", FormatName(format), "/page",
+                      page_tokens, "/group", group, "/d", head_size);
 }
 
 AttendWorkload::AttendWorkload(const AttendConfig& c, KvMemory* memory, int threads) : config_(c) {
-  memory->Fill(c.dtype);
   geometry_.format = c.format;
   geometry_.dtype = c.dtype;
   geometry_.page_tokens = c.page_tokens;
@@ -92,10 +136,15 @@ AttendWorkload::AttendWorkload(const AttendConfig& c, KvMemory* memory, int thre
   // The engine's tensor: [block][kv_head][token][2 * head_size], K then V.
   geometry_.k_token_stride = geometry_.v_token_stride = 2 * c.head_size;
   geometry_.k_head_stride = geometry_.v_head_stride = int64_t{2} * c.head_size * c.page_tokens;
+  if (c.format == PageFormat::kPackedInt8V1) {
+    memory->Fill(absl::StrCat("int8 page", c.page_tokens, " d", c.head_size), [&] { return RandomInt8Pages(); });
+  } else {
+    memory->Fill(DTypeName(c.dtype), [&] { return RandomElements(); });
+  }
   num_tokens_ = c.kind == AttendKind::kPrefill ? kPrefillRows / c.group : 1;
   const int tokens = c.kind == AttendKind::kCache ? kCacheTokens : kItemTokens;
   pages_per_item_ = std::max(1, tokens / c.page_tokens);
-  const size_t role_bytes = PackedPageBytes(c.dtype, c.kv_heads, c.page_tokens, c.head_size);
+  const size_t role_bytes = HostPageBytes(geometry_);
   num_items_ =
       c.kind == AttendKind::kCache ? 1 : static_cast<int64_t>(memory->bytes() / (2 * role_bytes * pages_per_item_));
   std::vector<size_t> place(num_items_ * pages_per_item_);
@@ -175,8 +224,7 @@ int64_t AttendWorkload::RunItem(int thread_index, int64_t item) {
     out.head_stride = config_.head_size;
     config_.kernels.finalize_rows(Tile(head), Rows(thread, head), out);
   }
-  return int64_t{2} * pages_per_item_ * config_.page_tokens * config_.head_size * config_.kv_heads *
-         static_cast<int64_t>(DTypeSize(config_.dtype));
+  return int64_t{1} * pages_per_item_ * config_.page_tokens * config_.kv_heads * token_bytes();
 }
 
 absl::Status AttendWorkload::Verify() {
@@ -195,10 +243,12 @@ absl::Status AttendWorkload::Verify() {
     in.key = [&](int position, int, int dim) { return ElementOf(KvRole::kKey, position, head, dim); };
     in.value = [&](int position, int, int dim) { return ElementOf(KvRole::kValue, position, head, dim); };
     in.SetRanges(kv_end_[0], OracleInput::Mask::kNone, 0);
-    const std::vector<OracleRow> rows = AttendOracle(in);
+    std::vector<OracleRow> rows = AttendOracle(in);
+    if (config_.format == PageFormat::kPackedInt8V1) AddInt8Errors(in, rows);
     for (int row = 0; row < config_.group; ++row) {
       for (int dim = 0; dim < config_.head_size; ++dim) {
         const double error = std::abs(threads_[0].o[first + row * config_.head_size + dim] - rows[row].o[dim]);
+        largest_error_ = std::max(largest_error_, error);
         if (error <= OutputTolerance(rows[row], DType::kFloat32)) continue;
         return absl::DataLossError(absl::StrCat(config_.Name(), ": KV head ", head, ", row ", row, ", dim ", dim,
                                                 " is off by ", error, ", tolerance ",
@@ -209,20 +259,35 @@ absl::Status AttendWorkload::Verify() {
   return absl::OkStatus();
 }
 
+int64_t AttendWorkload::token_bytes() const {
+  if (config_.format == PageFormat::kPackedInt8V1) return 2 * (config_.head_size + static_cast<int64_t>(sizeof(float)));
+  return 2 * config_.head_size * static_cast<int64_t>(DTypeSize(config_.dtype));
+}
+
 int64_t AttendWorkload::run_bytes() const {
-  const int64_t role =
-      int64_t{1} * config_.page_tokens * config_.head_size * static_cast<int64_t>(DTypeSize(config_.dtype));
+  const int64_t role = config_.page_tokens * token_bytes() / 2;
   return config_.format == PageFormat::kStrided ? 2 * role : role;  // K and V of a token are neighbours by strides
 }
 
 double AttendWorkload::flops_per_byte() const {
-  return 2.0 * config_.group * num_tokens_ / static_cast<double>(DTypeSize(config_.dtype));
+  return 4.0 * config_.head_size * config_.group * num_tokens_ / static_cast<double>(token_bytes());
 }
 
 float AttendWorkload::ElementOf(KvRole role, int position, int kv_head, int dim) const {
   const KvPage& page = pages_[position / config_.page_tokens];
   const int token = position % config_.page_tokens;
   const PageGeometry& g = geometry_;
+  if (g.format == PageFormat::kPackedInt8V1) {
+    const bool key = role == KvRole::kKey;
+    const char* bytes = reinterpret_cast<const char*>(key ? page.k : page.v);
+    float scale;
+    const auto scale_offset = key ? Int8KeyScaleOffset : Int8ValueScaleOffset;
+    std::copy_n(bytes + scale_offset(g.page_tokens, g.head_size, kv_head, token), sizeof(scale),
+                reinterpret_cast<char*>(&scale));
+    const auto value_offset = key ? Int8KeyOffset : Int8ValueOffset;
+    return scale * static_cast<float>(
+                       static_cast<int8_t>(bytes[value_offset(g.page_tokens, g.head_size, kv_head, token, dim)]));
+  }
   int64_t offset = kv_head * g.k_head_stride + token * g.k_token_stride + dim;
   if (g.format == PageFormat::kPackedV1) {
     const auto packed = role == KvRole::kKey ? PackedKeyOffset : PackedValueOffset;
