@@ -33,6 +33,12 @@ char* At(const TensorView& tensor, DType dtype, int64_t token, int64_t head) {
          (token * tensor.token_stride + head * tensor.head_stride) * static_cast<int64_t>(DTypeSize(dtype));
 }
 
+// Bytes of one token and KV head of one role, padding left out.
+int64_t TokenBytes(const PageGeometry& g) {
+  return g.format == PageFormat::kPackedInt8V1 ? g.head_size + static_cast<int64_t>(sizeof(float))
+                                               : g.head_size * static_cast<int64_t>(DTypeSize(g.dtype));
+}
+
 }  // namespace
 
 // A kernel call's rows and the ranges that they may see.
@@ -162,7 +168,7 @@ void AttentionWorker::AttendPages(const LayerCall& call, const WorkItem& item, P
   args.v_base = kind == PageKind::kPool ? layer.pool_v : layer.host_v + head_group * layer.head_group_stride;
   args.pages = scratch.pages;
   const uint64_t unit = kind == PageKind::kPool ? layer.pool_page_bytes : 1;
-  const int64_t bytes_per_token = static_cast<int64_t>(heads.size()) * head_size_ * DTypeSize(args.geometry.dtype);
+  const int64_t bytes_per_token = heads.size() * TokenBytes(args.geometry);
   const int32_t chunk_pages = heads.size() == 1 ? kMaxChunkPages
                                                 : std::clamp(kChunkTokens / std::max(1, args.geometry.page_tokens),
                                                              kMinChunkPages, kMaxChunkPages);

@@ -60,6 +60,22 @@ TEST(BackendErrorsTest, UnusableOptionsAreRefusedByName) {
          "dtype is float8_e4m3; accepted: float32, float16, bfloat16");
   expect(message([](BackendOptions& o) { o.kv_dtype = DType::kFloat16; }),
          "kv_dtype is float16 and dtype float32; accepted: the same, or a kv_dtype of float8_e4m3");
+  expect(message([](BackendOptions& o) { o.host_page_format = HostPageFormat::kInt8; }),
+         "host_page_format is int8; accepted with the identity binding, which has no host pages: exact");
+  expect(message([](BackendOptions& o) {
+           o.device_kind = DeviceKind::kCuda;
+           o.binding = Binding::kTiered;
+           o.dram_bytes = 1 << 20;
+           o.host_page_format = HostPageFormat::kInt8;
+         }),
+         "host_page_format is int8; accepted with device_kind cuda, whose copies do not quantise: exact");
+  expect(message([](BackendOptions& o) {
+           o.binding = Binding::kTiered;
+           o.dram_bytes = 1 << 20;
+           o.kv_dtype = DType::kFloat8E5M2;
+           o.host_page_format = HostPageFormat::kInt8;
+         }),
+         "host_page_format is int8; accepted with kv_dtype float8_e5m2, which has 8 bits already: exact");
   expect(message([](BackendOptions& o) { o.binding = Binding::kTiered; }), "dram_bytes and cxl_bytes are both 0");
 }
 

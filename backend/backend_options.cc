@@ -74,6 +74,16 @@ const char* DeviceKindName(DeviceKind kind) {
   return "unknown";
 }
 
+const char* HostPageFormatName(HostPageFormat format) {
+  switch (format) {
+    case HostPageFormat::kExact:
+      return "exact";
+    case HostPageFormat::kInt8:
+      return "int8";
+  }
+  return "unknown";
+}
+
 absl::Status Validate(const BackendOptions& o) {
   constexpr int kMaxThreads = 4096;
   for (const absl::Status& status : {
@@ -140,6 +150,23 @@ absl::Status Validate(const BackendOptions& o) {
     return absl::InvalidArgumentError(absl::StrCat("create backend: graph_tokens is ", o.graph_tokens,
                                                    " and graph_pages ", o.graph_pages,
                                                    "; accepted: both 0 (no graphs), or both 1 or more"));
+  }
+  if (o.host_page_format != HostPageFormat::kExact && o.binding == Binding::kIdentity) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: host_page_format is ",
+                                                   HostPageFormatName(o.host_page_format),
+                                                   "; accepted with the identity binding, which has no host pages: "
+                                                   "exact"));
+  }
+  if (o.host_page_format != HostPageFormat::kExact && o.device_kind == DeviceKind::kCuda) {
+    return absl::UnimplementedError(absl::StrCat("create backend: host_page_format is ",
+                                                 HostPageFormatName(o.host_page_format),
+                                                 "; accepted with device_kind cuda, whose copies do not quantise: "
+                                                 "exact"));
+  }
+  if (o.host_page_format != HostPageFormat::kExact && IsFloat8(o.kv())) {
+    return absl::UnimplementedError(absl::StrCat("create backend: host_page_format is ",
+                                                 HostPageFormatName(o.host_page_format), "; accepted with kv_dtype ",
+                                                 DTypeName(o.kv()), ", which has 8 bits already: exact"));
   }
   if (o.binding == Binding::kTiered && o.dram_bytes == 0 && o.cxl_bytes == 0) {
     return absl::InvalidArgumentError(

@@ -25,6 +25,10 @@ enum class Binding : uint8_t { kIdentity = 0, kTiered = 1 };
 enum class ExecutorKind : uint8_t { kAuto = 0, kOpenMp = 1, kPool = 2 };
 // The policies of memory/placement.h, or the choice among them.
 enum class PlacementChoice : uint8_t { kAuto = 0, kRole = 1, kProportional = 2, kInterleave = 3 };
+// How the host tiers store K and V: in the model's dtype, or as 8-bit values with a scale for each token and KV head
+// (kPackedInt8V1 of kernels/page_format.h), which rounds what is published or written there.
+enum class HostPageFormat : uint8_t { kExact = 0, kInt8 = 1 };
+const char* HostPageFormatName(HostPageFormat format);
 
 struct BackendOptions {
   DeviceKind device_kind = DeviceKind::kCpu;
@@ -51,6 +55,7 @@ struct BackendOptions {
   int speculative_tokens = 0;        // draft tokens that a step may write and later reject
   int64_t dram_bytes = 0;            // host tiers, all layers together
   int64_t cxl_bytes = 0;
+  HostPageFormat host_page_format = HostPageFormat::kExact;
   int dram_node = -1;
   int head_groups = 0;  // parts of the KV heads with a DRAM node each (head_groups.h); 0: as the machine is
   int cxl_node = -1;

@@ -144,6 +144,7 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
            ReadEnum("binding", c->binding, 1, "0 (identity), 1 (tiered)", o.binding),
            ReadEnum("executor", c->executor, 2, "0 (auto), 1 (openmp), 2 (pool)", o.executor),
            ReadEnum("dtype", c->dtype, 2, "0 (float32), 1 (float16), 2 (bfloat16)", o.dtype),
+           ReadEnum("host_page_format", c->host_page_format, 1, "0 (exact), 1 (int8)", o.host_page_format),
            ReadEnum("placement", c->placement, 3, "0 (auto), 1 (role), 2 (proportional), 3 (interleave)", o.placement),
        }) {
     if (!status.ok()) return status;
@@ -156,8 +157,8 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
   }
   o.isa_is_auto = c->isa == HG_ISA_AUTO;
   if (!o.isa_is_auto) {
-    absl::Status status =
-        ReadEnum("isa", c->isa, 3, "-1 (auto), 0 (portable), 1 (avx2), 2 (avx512), 3 (avx512_bf16)", o.isa);
+    absl::Status status = ReadEnum(
+        "isa", c->isa, 5, "-1 (auto), 0 (portable), 1 (avx2), 2 (avx512), 3 (avx512_bf16), 5 (avx512_vnni)", o.isa);
     if (!status.ok()) return status;
   }
   o.num_kv_heads = c->num_kv_heads;

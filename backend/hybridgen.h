@@ -67,12 +67,19 @@ typedef enum hg_placement {
   HG_PLACEMENT_INTERLEAVE = 3    /* both roles by weight, as the kernel interleaves: to compare with */
 } hg_placement;
 
+/* How the host tiers store K and V (docs/block_manager.md). */
+typedef enum hg_host_page_format {
+  HG_HOST_PAGES_EXACT = 0, /* in the model's dtype */
+  HG_HOST_PAGES_INT8 = 1   /* 8 bits and a scale for each token and KV head: what is published is rounded */
+} hg_host_page_format;
+
 typedef enum hg_isa {
   HG_ISA_AUTO = -1,
   HG_ISA_PORTABLE = 0,
   HG_ISA_AVX2 = 1,
   HG_ISA_AVX512 = 2,
-  HG_ISA_AVX512_BF16 = 3
+  HG_ISA_AVX512_BF16 = 3,
+  HG_ISA_AVX512_VNNI = 5 /* above AVX512, below AVX512_BF16 */
 } hg_isa;
 
 typedef struct hg_backend hg_backend;
@@ -113,6 +120,8 @@ typedef struct hg_config {
                           a number that the machine does not have is emulated, without binding */
   int32_t cuda_device; /* cuda kind: ordinal of the GPU as this process sees it */
   int32_t kv_dtype;    /* of the KV cache: HG_FLOAT8_E4M3, HG_FLOAT8_E5M2, or 0: dtype */
+  int32_t host_page_format; /* hg_host_page_format; INT8 needs the tiered binding; refused for the cuda kind and beside
+                               a kv_dtype */
   /* cuda kind: what the largest graph is captured for, whose tables are reserved when the device starts; both 0: none
    * are captured. */
   int32_t graph_tokens; /* tokens */

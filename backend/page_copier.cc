@@ -45,8 +45,7 @@ void PageCopier::CopyHeadGroup(const CopyTask& task, const LayerPages& layer, in
 int64_t PageCopier::LayerBytes(const CopyTask& task) const {
   const PageGeometry& g = layers_[0].host;  // the same in all layers
   const bool one_role = task.kind == CopyTask::Kind::kMigrate && (task.from_k.index < 0 || task.from_v.index < 0);
-  return PackedPageBytes(g.dtype, g.kv_heads, g.page_tokens, g.head_size) * layers_[0].head_groups *
-         (one_role ? 1 : kNumRoles);
+  return HostPageBytes(g) * layers_[0].head_groups * (one_role ? 1 : kNumRoles);
 }
 
 }  // namespace hybridgen

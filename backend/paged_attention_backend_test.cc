@@ -29,6 +29,7 @@ struct Setting {
   int kv_heads = 2;
   int group = 2;                                 // query heads per KV head
   std::optional<DType> kv_dtype = std::nullopt;  // float8
+  HostPageFormat host_page_format = HostPageFormat::kExact;
 };
 
 class BackendTest : public testing::TestWithParam<Setting> {};
@@ -103,13 +104,16 @@ TEST_P(BackendTest, MatchesTheOracleOverManySteps) {
   options.mover_gigabytes_per_second = s.mover_gigabytes_per_second;
   options.placement = s.placement;
   options.head_groups = s.head_groups;
+  options.host_page_format = s.host_page_format;
   if (s.placement == PlacementChoice::kProportional) {
     // Rates that decide the share and are too high to be felt.
     options.dram_gigabytes_per_second = 3000;
     options.cxl_gigabytes_per_second = 1000;
   }
   const int64_t host_block =
-      2 * shape.layers * PackedPageBytes(shape.kv(), shape.kv_heads, shape.block_size, shape.head_size);
+      2 * shape.layers *
+      HostPageBytes(s.host_page_format == HostPageFormat::kInt8 ? PageFormat::kPackedInt8V1 : PageFormat::kPackedV1,
+                    shape.kv(), shape.kv_heads, shape.block_size, shape.head_size);
   options.dram_bytes = s.dram_blocks * host_block;
   options.cxl_bytes = s.cxl_blocks * host_block;
   const uint32_t seed = TestSeed("//backend:paged_attention_backend_test", 20260418);
@@ -134,6 +138,8 @@ TEST_P(BackendTest, MatchesTheOracleOverManySteps) {
   EXPECT_GT(engine.prefix_hits(), 0);
   EXPECT_EQ(stats["unwritten_reads"], 0);
   if (s.binding == Binding::kIdentity) return;
+  EXPECT_EQ(stats["placement"]["host_page_format"], HostPageFormatName(s.host_page_format)) << stats;
+  EXPECT_EQ(stats["placement"]["host_block_bytes"], host_block) << stats;
   EXPECT_GT(stats["host_direct_writes"], 0) << stats;
   EXPECT_GT(stats["publishes"], 0) << stats;
   const int64_t host_read =
@@ -196,6 +202,15 @@ INSTANTIATE_TEST_SUITE_P(
                 100.0, PlacementChoice::kAuto, 2, 6, 2},
         Setting{"odd_heads_in_one_group", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0, 0, 60, 0, 0,
                 PlacementChoice::kAuto, 0, 3, 5},
+        // 8-bit host pages; the engine's data are such that they are exact.
+        Setting{"cpu_int8_drafts", DeviceKind::kCpu, Binding::kTiered, DType::kBFloat16, 0, 3, 25, 25, 0,
+                PlacementChoice::kAuto, 0, 2, 2, std::nullopt, HostPageFormat::kInt8},
+        Setting{"cpu_int8_mover_two_head_groups", DeviceKind::kCpu, Binding::kTiered, DType::kFloat32, 0, 3, 8, 42, 1.0,
+                PlacementChoice::kAuto, 2, 4, 3, std::nullopt, HostPageFormat::kInt8},
+        Setting{"emulated_int8_mover_streaming", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat16, 0.4, 3, 8,
+                52, 100.0, PlacementChoice::kAuto, 0, 2, 2, std::nullopt, HostPageFormat::kInt8},
+        Setting{"emulated_int8_one_head_group", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0, 0, 60, 0,
+                0, PlacementChoice::kAuto, 0, 3, 9, std::nullopt, HostPageFormat::kInt8},
         Setting{"emulated_streaming", DeviceKind::kEmulated, Binding::kTiered, DType::kFloat32, 0.4, 0, 60, 0},
         Setting{"emulated_all_streamed", DeviceKind::kEmulated, Binding::kTiered, DType::kBFloat16, 1, 0, 60, 0},
         // Float8 KV: direct writes, publishing, recalls, migrations, head groups.

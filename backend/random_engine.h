@@ -46,6 +46,7 @@ class Engine {
         num_blocks_(num_blocks),
         drafts_(drafts),
         tiered_(options.binding == Binding::kTiered),
+        int8_(options.host_page_format == HostPageFormat::kInt8),
         random_(seed) {
     options.dtype = shape.dtype;
     options.kv_dtype = shape.kv_dtype;
@@ -190,7 +191,11 @@ class Engine {
     for (int l = 0; l < shape_.layers; ++l) {
       for (std::vector<float>* x : {&r.k[l], &r.v[l]}) {
         while (x->size() < static_cast<size_t>(r.length) * shape_.kv_heads * shape_.head_size) {
-          x->push_back(RoundTo(shape_.dtype, element(random_)));
+          // What 8-bit host pages hold without rounding: multiples of 2^-6, the largest of each row 127 of them.
+          const float step = 0x1p-6f;
+          const bool largest = x->size() % shape_.head_size == 0;
+          x->push_back(int8_ ? step * static_cast<float>(largest ? 127 : Uniform(-127, 127))
+                             : RoundTo(shape_.dtype, element(random_)));
         }
       }
     }
@@ -440,7 +445,8 @@ class Engine {
     input.alibi_slopes = params_[l].alibi_slopes;
     input.sinks = params_[l].sinks;
     input.SetRanges(length, OracleInput::Mask::kCausal, params_[l].sliding_window);
-    const std::vector<OracleRow> rows = AttendOracle(input);
+    std::vector<OracleRow> rows = AttendOracle(input);
+    if (int8_) AddInt8Errors(input, rows);
     for (int t = 0; t < count; ++t) {
       for (int h = 0; h < hq; ++h) {
         const OracleRow& row = rows[static_cast<size_t>(t) * hq + h];
@@ -462,6 +468,7 @@ class Engine {
   const int num_blocks_;
   const int drafts_;
   const bool tiered_;
+  const bool int8_;
   std::mt19937 random_;
   std::unique_ptr<PagedAttentionBackend> backend_;
   std::vector<LayerParams> params_;

@@ -32,6 +32,8 @@ nlohmann::ordered_json ToJson(const PlacementStatistics& placement) {
   nlohmann::ordered_json json = {
       {"policy", placement.policy},
       {"reason", placement.reason},
+      {"host_page_format", placement.host_page_format},
+      {"host_block_bytes", placement.host_block_bytes},
       {"key_share_on_cxl", placement.cxl_share[Index(PageRole::kKey)]},
       {"value_share_on_cxl", placement.cxl_share[Index(PageRole::kValue)]},
       {"notes", placement.notes},

@@ -49,6 +49,8 @@ struct ArenaStatistics {
 struct PlacementStatistics {
   std::string policy;  // empty in the identity binding
   std::string reason;
+  std::string host_page_format;          // HostPageFormatName
+  int64_t host_block_bytes = 0;          // of one block in a host tier, both roles, all layers
   double cxl_share[kNumRoles] = {0, 0};  // that the policy wants
   std::vector<std::string> notes;        // what could not be bound, verified or registered
   std::vector<ArenaStatistics> arenas;

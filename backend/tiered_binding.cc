@@ -80,7 +80,9 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
   }
   const int64_t stored_layers = static_cast<int64_t>(stored.size());
   const int64_t device_page = DevicePageBytes(options);
-  const int64_t host_page = PackedPageBytes(options.kv(), options.num_kv_heads, options.block_size, options.head_size);
+  const PageGeometry host_pages = GeometryOf(
+      options, options.host_page_format == HostPageFormat::kInt8 ? PageFormat::kPackedInt8V1 : PageFormat::kPackedV1);
+  const int64_t host_page = HostPageBytes(host_pages);
 
   BlockManagerOptions manager;
   manager.num_blocks = static_cast<int>(pool.num_blocks);
@@ -143,7 +145,7 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
     pages.pool_v = pages.pool_k + options.head_size * DTypeSize(options.kv());
     pages.pool_page_bytes = device_page;
     pages.pool_pages = manager.device_pages;
-    pages.host = GeometryOf(options, PageFormat::kPackedV1);
+    pages.host = host_pages;
     pages.host.kv_heads = options.num_kv_heads / head_groups.count;
     pages.host_k = pages.host_v = s * host_page / head_groups.count;
     pages.head_groups = head_groups.count;
@@ -193,6 +195,8 @@ void AddTieredStatistics(const BackendOptions& options, const TieredBinding& bin
   cxl.emulated = CxlIsEmulated(options);
 
   PlacementStatistics& placement = statistics.placement;
+  placement.host_page_format = HostPageFormatName(options.host_page_format);
+  placement.host_block_bytes = binding.host->block_bytes();
   placement.policy = PlacementPolicyName(binding.choice.policy);
   placement.reason = binding.choice.reason;
   std::copy_n(binding.placement.cxl_share, kNumRoles, placement.cxl_share);

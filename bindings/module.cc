@@ -84,11 +84,10 @@ constexpr Name kPlacements[] = {{"auto", HG_PLACEMENT_AUTO},
                                 {"role", HG_PLACEMENT_ROLE},
                                 {"proportional", HG_PLACEMENT_PROPORTIONAL},
                                 {"interleave", HG_PLACEMENT_INTERLEAVE}};
-constexpr Name kIsas[] = {{"auto", HG_ISA_AUTO},
-                          {"portable", HG_ISA_PORTABLE},
-                          {"avx2", HG_ISA_AVX2},
-                          {"avx512", HG_ISA_AVX512},
-                          {"avx512_bf16", HG_ISA_AVX512_BF16}};
+constexpr Name kHostPageFormats[] = {{"exact", HG_HOST_PAGES_EXACT}, {"int8", HG_HOST_PAGES_INT8}};
+constexpr Name kIsas[] = {
+    {"auto", HG_ISA_AUTO},     {"portable", HG_ISA_PORTABLE},       {"avx2", HG_ISA_AVX2},
+    {"avx512", HG_ISA_AVX512}, {"avx512_vnni", HG_ISA_AVX512_VNNI}, {"avx512_bf16", HG_ISA_AVX512_BF16}};
 constexpr Name kDtypes[] = {{"float32", HG_FLOAT32}, {"float16", HG_FLOAT16}, {"bfloat16", HG_BFLOAT16}};
 constexpr Name kKvDtypes[] = {{"float8_e4m3", HG_FLOAT8_E4M3}, {"float8_e5m2", HG_FLOAT8_E5M2}};
 constexpr Name kEvents[] = {{"set", HG_REQUEST_SET},
@@ -374,7 +373,8 @@ std::unique_ptr<Backend> MakeBackend(
     int32_t interleave_dram_weight, int32_t interleave_cxl_weight, double dram_gigabytes_per_second,
     double cxl_gigabytes_per_second, double mover_gigabytes_per_second, int32_t head_groups, double streaming_share,
     double device_gigabytes_per_second, double timeout_seconds, const std::optional<std::vector<int32_t>>& cpus,
-    int32_t cuda_device, const std::optional<std::string>& kv_dtype, int32_t graph_tokens, int32_t graph_pages) {
+    int32_t cuda_device, const std::optional<std::string>& kv_dtype, const std::string& host_page_format,
+    int32_t graph_tokens, int32_t graph_pages) {
   hg_config config = {};
   config.struct_size = sizeof(config);
   config.device_kind = ValueOf("device_kind", device_kind, kDeviceKinds);
@@ -407,6 +407,7 @@ std::unique_ptr<Backend> MakeBackend(
   if (kv_dtype) config.kv_dtype = ValueOf("kv_dtype", *kv_dtype, kKvDtypes);
   config.graph_tokens = graph_tokens;
   config.graph_pages = graph_pages;
+  config.host_page_format = ValueOf("host_page_format", host_page_format, kHostPageFormats);
   if (cpus) {
     config.cpus = cpus->data();
     config.num_cpus = static_cast<int32_t>(cpus->size());
@@ -444,7 +445,8 @@ PYBIND11_MODULE(_core, module) {
            arg("dram_gigabytes_per_second") = 0.0, arg("cxl_gigabytes_per_second") = 0.0,
            arg("mover_gigabytes_per_second") = 0.0, arg("head_groups") = 0, arg("streaming_share") = 0.0,
            arg("device_gigabytes_per_second") = 0.0, arg("timeout_seconds") = 0.0, arg("cpus") = py::none(),
-           arg("cuda_device") = 0, arg("kv_dtype") = py::none(), arg("graph_tokens") = 0, arg("graph_pages") = 0)
+           arg("cuda_device") = 0, arg("kv_dtype") = py::none(), arg("host_page_format") = "exact",
+           arg("graph_tokens") = 0, arg("graph_pages") = 0)
       .def("add_layer", &Backend::AddLayer, py::kw_only(), arg("num_query_heads"), arg("scale"), arg("soft_cap") = 0.0f,
            arg("sliding_window") = 0, arg("alibi_slopes") = py::none(), arg("sinks") = py::none(),
            arg("k_scale") = 1.0f, arg("v_scale") = 1.0f, "Returns the layer's index: 0, 1, ...")

@@ -2,7 +2,8 @@
 //
 // One call attends a tile of query rows of ONE KV head over a list of pages of ONE format and folds the result
 // into running row states, so that a caller walks pages of several formats and finalises once. All arithmetic is
-// float32, results are the same bits on every call with the same arguments.
+// float32, apart from the products over 8-bit pages, which are of integers; results are the same bits on every call
+// with the same arguments.
 //
 // Arguments are trusted (the planner has checked them): head_size a multiple of 8 up to 256, or 512; page_tokens a
 // multiple of 16; elements aligned to their size at least.
@@ -72,7 +73,8 @@ enum class KernelResult : uint8_t { kOk = 0, kInfiniteLogit = 1 };
 // Folds the pages into `state`. `scratch` is AttendScratchBytes(...) bytes, aligned to 4.
 // What no row sees has no influence, NaN included: tokens of a page from num_tokens on, tokens outside a row's range. A
 // group of 16 tokens that no row sees is not read at all. A NaN in K, V or q makes exactly the rows that see it NaN
-// (their lse too if it is in K or q); a logit of -inf weighs nothing.
+// (their lse too if it is in K or q); a logit of -inf weighs nothing. 8-bit pages: an infinity in q counts as NaN, and
+// a NaN in V is one in all dims of its token.
 using AttendFn = KernelResult (*)(const QueryTile& tile, const AttendArgs& args, RowState state, void* scratch);
 
 // Sets rows to the empty state. sinks: null, or [group] logits (finite, or -inf for none) that enter the denominator;
@@ -100,7 +102,7 @@ using MergeRowsFn = float (*)(const float* const* o, const float* lse, int num_p
 
 // Writes the K and V of `num_tokens` consecutive tokens into one page from token offset `offset` on. key/value:
 // element (token 0, head 0, dim 0) of `dtype`, [token][kv_head][dim] by strides in elements. The other tokens of the
-// page keep their content.
+// page keep their content. 8-bit pages: elements are quantised (int8_page.h).
 struct WriteArgs {
   PageGeometry geometry;
   DType dtype = DType::kFloat32;  // of key and value: that of the pages, or, where theirs is float8, any other
@@ -123,6 +125,7 @@ using WriteKvFn = void (*)(const WriteArgs& args);
 // Copies the first `num_tokens` tokens of one role of a page between two formats, all KV heads of one layer; dtype,
 // kv_heads and head_size of the geometries agree.
 // Slots from num_tokens on are zeroed in a packed destination and left alone in a strided one.
+// Bit for bit, but for 8-bit pages: into them elements are quantised, out of them rounded to dtype (int8_page.h).
 using ConvertPageFn = void (*)(KvRole role, const PageGeometry& from, uint64_t from_page, const PageGeometry& to,
                                uint64_t to_page, int num_tokens);
 

@@ -24,6 +24,7 @@ std::string CpuFeatures::ToString() const {
       {avx512bw, "avx512bw"},
       {avx512dq, "avx512dq"},
       {avx512vl, "avx512vl"},
+      {avx512_vnni, "avx512_vnni"},
       {avx512_bf16, "avx512_bf16"},
       {fast_bf16_dot, "fast_bf16_dot"},
       {avx512_fp16, "avx512_fp16"},
@@ -47,6 +48,7 @@ CpuFeatures DetectCpuFeatures() {
   features.avx512bw = __builtin_cpu_supports("avx512bw");
   features.avx512dq = __builtin_cpu_supports("avx512dq");
   features.avx512vl = __builtin_cpu_supports("avx512vl");
+  features.avx512_vnni = __builtin_cpu_supports("avx512vnni");
   features.avx512_bf16 = __builtin_cpu_supports("avx512bf16");
   features.fast_bf16_dot = features.avx512_bf16 && __builtin_cpu_is("amd");
   features.avx512_fp16 = __builtin_cpu_supports("avx512fp16");
@@ -69,7 +71,8 @@ std::string MissingFeatures(const CpuFeatures& features, Isa isa) {
     if (!features.avx512dq) Append(missing, "avx512dq");
     if (!features.avx512vl) Append(missing, "avx512vl");
   }
-  if (isa >= Isa::kAvx512Bf16 && !features.avx512_bf16) Append(missing, "avx512_bf16");
+  if (isa == Isa::kAvx512Vnni && !features.avx512_vnni) Append(missing, "avx512_vnni");
+  if (isa == Isa::kAvx512Bf16 && !features.avx512_bf16) Append(missing, "avx512_bf16");
   return missing;
 }
 

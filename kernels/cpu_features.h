@@ -17,6 +17,7 @@ struct CpuFeatures {
   bool avx512bw = false;
   bool avx512dq = false;
   bool avx512vl = false;
+  bool avx512_vnni = false;
   bool avx512_bf16 = false;
   bool fast_bf16_dot = false;  // vdpbf16ps as often as a fused multiply-add: AMD since Zen 4, Intel a quarter as often
   bool avx512_fp16 = false;

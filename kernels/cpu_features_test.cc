@@ -28,6 +28,7 @@ TEST(CpuFeaturesTest, AgreesWithTheOperatingSystem) {
   EXPECT_EQ(f.avx512bw, flags.count("avx512bw") > 0);
   EXPECT_EQ(f.avx512dq, flags.count("avx512dq") > 0);
   EXPECT_EQ(f.avx512vl, flags.count("avx512vl") > 0);
+  EXPECT_EQ(f.avx512_vnni, flags.count("avx512_vnni") > 0);
   EXPECT_EQ(f.avx512_bf16, flags.count("avx512_bf16") > 0);
   EXPECT_EQ(f.avx512_fp16, flags.count("avx512_fp16") > 0);
   EXPECT_EQ(f.amx_tile, flags.count("amx_tile") > 0);
@@ -46,6 +47,12 @@ TEST(CpuFeaturesTest, NamesWhatIsThereAndWhatIsMissing) {
   f.f16c = true;
   EXPECT_TRUE(Supports(f, Isa::kAvx2));
   EXPECT_EQ(MissingFeatures(f, Isa::kAvx512), "avx512f avx512bw avx512dq avx512vl");
+  f.avx512f = f.avx512bw = f.avx512dq = f.avx512vl = f.avx512_bf16 = true;
+  EXPECT_EQ(MissingFeatures(f, Isa::kAvx512Vnni), "avx512_vnni");
+  f.avx512_vnni = true;
+  f.avx512_bf16 = false;
+  EXPECT_TRUE(Supports(f, Isa::kAvx512Vnni));
+  EXPECT_EQ(MissingFeatures(f, Isa::kAvx512Bf16), "avx512_bf16");
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ enum class Operation : uint8_t { kInitRows, kAttend, kFinalizeRows, kMergeRows, 
 enum class HeadClass : uint8_t { kAny, kMultipleOf32 };
 
 constexpr int kNumDTypes = 5;
-constexpr int kNumPageFormats = 2;
+constexpr int kNumPageFormats = 3;
 constexpr int kNumHeadClasses = 2;
 
 constexpr uint32_t BitOf(DType dtype) { return 1u << static_cast<int>(dtype); }

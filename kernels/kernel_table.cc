@@ -56,7 +56,8 @@ void Take(const KernelRow& row, KernelSet& set) {
 absl::Span<const KernelRow> AllKernelRows() {
   static const std::vector<KernelRow>* const kTable = [] {
     auto* table = new std::vector<KernelRow>;
-    for (const KernelRows& rows : {kPortableKernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16Kernels}) {
+    for (const KernelRows& rows :
+         {kPortableKernels, kAvx2Kernels, kAvx512Kernels, kAvx512VnniKernels, kAvx512Bf16Kernels}) {
       table->insert(table->end(), rows.rows, rows.rows + rows.count);
     }
     return table;

@@ -9,7 +9,7 @@
 
 namespace hybridgen {
 
-// The table, lowest ISA first. Static storage.
+// The table, lowest ISA first (avx512_vnni before avx512_bf16, whatever their numbers). Static storage.
 absl::Span<const KernelRow> AllKernelRows();
 // The ISA levels that have rows, in the same order.
 absl::Span<const Isa> AllIsas();

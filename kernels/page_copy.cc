@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernels/float8.h"
+#include "kernels/int8_page.h"
 
 namespace hybridgen {
 namespace {
@@ -352,17 +353,20 @@ void ForElementSize(DType dtype, F f) {
 }  // namespace
 
 void WriteKv(const WriteArgs& args) {
+  if (args.geometry.format == PageFormat::kPackedInt8V1) return WriteInt8Kv(args);
   ForElementSize(args.geometry.dtype, [&](auto element) { Write<decltype(element)>(args); });
 }
 
 void ConvertPage(KvRole role, const PageGeometry& from, uint64_t from_page, const PageGeometry& to, uint64_t to_page,
                  int num_tokens) {
-  const bool same_page = from.format == PageFormat::kPackedV1 && to.format == PageFormat::kPackedV1 &&
+  const bool same_page = from.format != PageFormat::kStrided && from.format == to.format &&
                          from.page_tokens == to.page_tokens && num_tokens == to.page_tokens;
   if (same_page) {
-    std::memcpy(reinterpret_cast<void*>(to_page), reinterpret_cast<const void*>(from_page),
-                PackedPageBytes(to.dtype, to.kv_heads, to.page_tokens, to.head_size));
+    std::memcpy(reinterpret_cast<void*>(to_page), reinterpret_cast<const void*>(from_page), HostPageBytes(to));
     return;
+  }
+  if (from.format == PageFormat::kPackedInt8V1 || to.format == PageFormat::kPackedInt8V1) {
+    return ConvertInt8Page(role, from, from_page, to, to_page, num_tokens);
   }
   ForElementSize(to.dtype,
                  [&](auto element) { Convert<decltype(element)>(role, from, from_page, to, to_page, num_tokens); });

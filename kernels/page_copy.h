@@ -1,4 +1,4 @@
-// Writing tokens into KV pages and converting pages between formats: pure data movement, the same on every ISA.
+// Writing tokens into KV pages and converting pages between formats: data movement, the same on every ISA.
 #ifndef KERNELS_PAGE_COPY_H_
 #define KERNELS_PAGE_COPY_H_
 

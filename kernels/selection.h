@@ -14,6 +14,7 @@
 
 namespace hybridgen {
 
+// Pages are strided or packed; those of 8-bit values (kPackedInt8V1) are not served.
 // A token is named by its slot: index of its page in AttendArgs::pages * page_tokens + index in the page.
 
 // Logits of the tile's rows over the pages, those that Attend sees (scale, soft cap, ALiBi; -inf where a row does not

@@ -196,6 +196,15 @@ SETTINGS = (
         "the bandwidths of both tiers are known, by measuring or pacing, else `role`.",
     ),
     Setting(
+        "host_page_format",
+        "exact",
+        _choice("exact", "int8"),
+        "exact, int8",
+        "How the DRAM and CXL tiers store K and V. `exact`: in the model's dtype. `int8`: 8 bits and one scale for each "
+        "token and KV head, which holds about twice as many blocks and rounds what is stored there. Needs a host tier; "
+        "refused in the `cuda` kind.",
+    ),
+    Setting(
         "cxl_gbps",
         "0",
         _number(0.0, 1e6),
@@ -276,8 +285,8 @@ SETTINGS = (
     Setting(
         "isa",
         AUTO,
-        _choice(AUTO, "portable", "avx2", "avx512", "avx512_bf16"),
-        "auto, portable, avx2, avx512, avx512_bf16",
+        _choice(AUTO, "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16"),
+        "auto, portable, avx2, avx512, avx512_vnni, avx512_bf16",
         "Kernel row; `auto` takes the best one that the CPU has.",
     ),
     Setting(
@@ -317,6 +326,7 @@ class Config:
     cxl_node: int | str
     cxl_device: str
     placement: str
+    host_page_format: str
     cxl_gbps: float
     mover_gbps: float
     head_groups: int
@@ -341,7 +351,7 @@ class Config:
 def identity(settings: Config, auto_kind: str = "cpu") -> Config:
     """`settings` with no host tier: the engine's tensor is the whole cache. `auto_kind`: what device kind auto means."""
     kind = auto_kind if settings.device_kind == AUTO else settings.device_kind
-    return replace(settings, device_kind=kind, dram=0, cxl=0, cxl_node=-1, cxl_device="", cxl_gbps=0.0)
+    return replace(settings, device_kind=kind, dram=0, cxl=0, cxl_node=-1, cxl_device="", cxl_gbps=0.0, host_page_format="exact")
 
 
 def load(environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Config:

@@ -184,6 +184,7 @@ def _check_max_model_len(vllm_config, settings: config.Config) -> None:
         head_size=model.get_head_size(),
         element_size=1 if cache.cache_dtype.startswith("fp8") else model.dtype.itemsize,
         block_size=cache.block_size,
+        host_page_format=settings.host_page_format,
     )
     device = cache.kv_cache_memory_bytes
     content = geometry.customised_content(device, settings.dram, settings.cxl)

@@ -12,6 +12,7 @@ from hybridgen.errors import FailedPrecondition, InvalidArgument, ResourceExhaus
 SPARE_BLOCKS = 4
 
 _HOST_DIM_GROUP = 16  # host pages pad the head size to this many dims
+_SCALE_BYTES = 4  # of a token and KV head in host pages of 8 bits
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Geometry:
     head_size: int
     element_size: int  # bytes
     block_size: int  # tokens
+    host_page_format: str = "exact"
 
     @property
     def content_bytes(self) -> int:
@@ -38,7 +40,8 @@ class Geometry:
     def host_role_bytes(self) -> int:
         """K (or V) of one block in a host tier, all layers."""
         padded = -(-self.head_size // _HOST_DIM_GROUP) * _HOST_DIM_GROUP
-        return self.layers * self.kv_heads * self.block_size * padded * self.element_size
+        token = padded + _SCALE_BYTES if self.host_page_format == "int8" else padded * self.element_size
+        return self.layers * self.kv_heads * self.block_size * token
 
     def host_blocks(self, dram_bytes: int, cxl_bytes: int) -> int:
         """Blocks that the host tiers hold, less the spare ones."""

@@ -45,6 +45,7 @@ class HybridGenWorker:
             head_size=first.head_size,
             element_size=first.dtype.itemsize,
             block_size=first.block_size,
+            host_page_format=self._settings.host_page_format,
         )
         content = geometry.customised_content(
             self.cache_config.kv_cache_memory_bytes, self._settings.dram, self._settings.cxl

@@ -1,5 +1,5 @@
 // Attention of a tile of rows over a list of pages: online softmax over chunks of 16-token groups. Textually included
-// once per ISA, after softmax-inl.h.
+// once per ISA, after int8-inl.h.
 #ifndef KERNELS_CPU_ATTEND_INL_H_
 #define KERNELS_CPU_ATTEND_INL_H_
 
@@ -11,9 +11,9 @@ using SumFn = void (*)(const ValueGroups&, const Layout&, int, const float*, flo
 using EdgeFn = void (*)(const char*, const Layout&, const float*, int, int, float*);
 using LogitFn = float (*)(const QueryTile&, int, const SeenGroup*, int, float*);
 
-// How K lies where the score function reads it: 16 tokens per dim, 16 tokens per pair of dims that stay bfloat16, or
-// the dims of one token after the other.
-enum class KeyOrder : uint8_t { kDimMajor, kPairMajor, kTokenMajor };
+// How K lies where the score function reads it: 16 tokens per dim, 16 tokens per pair of dims that stay bfloat16, 16
+// tokens per four dims of 8 bits, or the dims of one token after the other.
+enum class KeyOrder : uint8_t { kDimMajor, kPairMajor, kQuadMajor, kTokenMajor };
 
 constexpr int Log2(int x) { return x <= 1 ? 0 : 1 + Log2(x / 2); }
 constexpr int kRowBlockSizes = Log2(kRowBlock) + 1;
@@ -24,8 +24,9 @@ struct Call {
   const AttendArgs* args;
   RowState state;
   int rows;
-  int vecs;  // of 16 dims in a row of state.acc
-  bool packed;
+  int vecs;     // of 16 dims in a row of state.acc
+  bool packed;  // in either format
+  bool int8;
   Layout layout;
   KeyOrder order;
   float unit;                     // of loaded K and V
@@ -68,6 +69,7 @@ int ScoreChunk(const Call& call, const Group* chunk, int num_groups, int first_r
     keys.k[num_seen] = chunk[i].k;
     keys.next[num_seen] = chunk[i].next;
     keys.valid[num_seen] = chunk[i].valid;
+    if (call.int8) Prefetch(reinterpret_cast<const char*>(chunk[i].value_scales));  // read before V, far behind it
     ++num_seen;
   }
   keys.count = num_seen;
@@ -98,6 +100,7 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
 
   ValueGroups groups;
   groups.count = 0;
+  if (call.int8) groups.step = WeighInt8(seen, num_seen, rows, call.scores);
   for (int i = 0; i < num_seen; ++i) {
     if (!seen[i].whole) continue;
     groups.v[groups.count] = seen[i].group->v;
@@ -181,7 +184,7 @@ bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* ne
   return true;
 }
 
-// Queries as float32, each block of rows filled up with zeros to 1, 2, 4, ... rows.
+// Queries as the score function reads them, each block of rows filled up to 1, 2, 4, ... rows.
 void PackQueries(const Call& call) {
   const KeyOrder order = call.order;
   const QueryTile& tile = call.tile;
@@ -195,6 +198,10 @@ void PackQueries(const Call& call) {
       const int token = (first + r) / tile.group;
       const int head = (first + r) % tile.group;
       row[r] = static_cast<const char*>(tile.q) + (token * tile.token_stride + head * tile.head_stride) * element;
+    }
+    if (order == KeyOrder::kQuadMajor) {
+      QuantiseQueries(row, count, block, tile.dtype, tile.head_size, q);
+      continue;
     }
     if (order == KeyOrder::kPairMajor) {
       for (int pair = 0; pair < tile.head_size / 2; ++pair) {
@@ -224,27 +231,26 @@ void PackQueries(const Call& call) {
 
 template <Elements kElements>
 void SetScore(Call& call) {
-  call.score[0] = ScoreRows<kElements, 1>;
-  call.score[1] = ScoreRows<kElements, 2>;
-  if constexpr (kRowBlock > 2) call.score[2] = ScoreRows<kElements, 4>;
-  if constexpr (kRowBlock > 4) call.score[3] = ScoreRows<kElements, 8>;
+  ForEachBlockSize([&](auto block) { call.score[Log2(block.rows)] = ScoreRows<kElements, block.rows>; });
 }
 
 template <Elements kElements>
 void SetScoreTokens(Call& call) {
-  call.score[0] = ScoreTokens<kElements, 1>;
-  call.score[1] = ScoreTokens<kElements, 2>;
-  if constexpr (kRowBlock > 2) call.score[2] = ScoreTokens<kElements, 4>;
-  if constexpr (kRowBlock > 4) call.score[3] = ScoreTokens<kElements, 8>;
+  ForEachBlockSize([&](auto block) { call.score[Log2(block.rows)] = ScoreTokens<kElements, block.rows>; });
 }
 
 template <Elements kElements, PageFormat kFormat>
 void SetSum(Call& call) {
-  call.sum[0] = SumRows<kElements, kFormat, 1>;
-  call.sum[1] = SumRows<kElements, kFormat, 2>;
-  if constexpr (kRowBlock > 2) call.sum[2] = SumRows<kElements, kFormat, 4>;
-  if constexpr (kRowBlock > 4) call.sum[3] = SumRows<kElements, kFormat, 8>;
+  ForEachBlockSize([&](auto block) { call.sum[Log2(block.rows)] = SumRows<kElements, kFormat, block.rows>; });
   call.edge = SumEdge<kElements>;
+}
+
+void SetInt8(Call& call) {
+  ForEachBlockSize([&](auto block) {
+    call.score[Log2(block.rows)] = ScoreInt8<block.rows>;
+    call.sum[Log2(block.rows)] = SumInt8<block.rows>;
+  });
+  call.edge = SumInt8Edge;
 }
 
 template <Elements kElements>
@@ -260,7 +266,8 @@ void SetPacked(Call& call) {
   SetSum<kElements, PageFormat::kPackedV1>(call);
 }
 
-void SelectFunctions(Call& call) {
+void SelectPageFunctions(Call& call) {
+  if (call.int8) return SetInt8(call);
   switch (call.args->geometry.dtype) {
     case DType::kFloat32:
       call.packed ? SetPacked<Elements::kF32>(call) : SetStrided<Elements::kF32>(call);
@@ -281,6 +288,10 @@ void SelectFunctions(Call& call) {
       call.packed ? SetPacked<Elements::kF8E5M2>(call) : SetStrided<Elements::kF8E5M2>(call);
       break;
   }
+}
+
+void SelectFunctions(Call& call) {
+  SelectPageFunctions(call);
   const bool cap = call.tile.soft_cap > 0.0f;
   const bool alibi = call.tile.alibi_slopes != nullptr;
   call.logits = cap ? (alibi ? LogitRow<true, true> : LogitRow<true, false>)
@@ -293,11 +304,12 @@ struct Addressing {
   int64_t v_head;
   int64_t k_group;  // from one 16-token group to the next
   int64_t v_group;
+  int64_t v_scales;  // from a head's V to its scales, in 8-bit pages
 };
 
 Addressing SetLayout(Call& call) {
   const PageGeometry& g = call.args->geometry;
-  const int64_t element = static_cast<int64_t>(BytesOf(g.dtype));
+  const int64_t element = call.int8 ? 1 : static_cast<int64_t>(BytesOf(g.dtype));
   if (call.packed) {
     const Strides value = {16 * g.page_tokens * element, 16 * element};
     // As many bytes as a group of K has: what is left at the end of V is the begin of the next run. One row computes so
@@ -306,14 +318,16 @@ Addressing SetLayout(Call& call) {
     if (ahead == 0) ahead = 1;
     if (call.rows == 1 && g.page_tokens >= 64) ahead = 0;
     call.layout = {{256 * element, 16 * element}, value, call.vecs, 0, ahead, value};
-    const int64_t head = g.page_tokens * call.vecs * 16 * element;
-    return {head, head, 16 * call.vecs * 16 * element, 16 * 16 * element};
+    const int64_t values = g.page_tokens * call.vecs * 16 * element;
+    const int64_t scale = call.int8 ? sizeof(float) : 0;  // of a token
+    const int64_t head = values + g.page_tokens * scale;
+    return {head, head, 16 * (call.vecs * 16 * element + scale), 16 * 16 * element, values};
   }
   const Strides key = {16 * element, g.k_token_stride * element};
   call.layout = {key, {16 * element, g.v_token_stride * element}, g.head_size / 16, g.head_size % 16 != 0, call.vecs,
                  key};
   return {g.k_head_stride * element, g.v_head_stride * element, 16 * g.k_token_stride * element,
-          16 * g.v_token_stride * element};
+          16 * g.v_token_stride * element, 0};
 }
 
 // A walk over the groups that some row sees, in page order.
@@ -338,6 +352,7 @@ int NextRun(Cursor& cursor, int run, int limit, Group* groups) {
     const int index = cursor.token / 16;
     Group group = {k + index * cursor.address.k_group,
                    v + index * cursor.address.v_group,
+                   reinterpret_cast<const float*>(v + cursor.address.v_scales) + 16 * index,
                    cursor.page * args.geometry.page_tokens + cursor.token,
                    page.first_position + cursor.token,
                    AtMost(16, page.num_tokens - cursor.token),
@@ -391,6 +406,7 @@ int NextChunk(Cursor& cursor, Group* chunk) {
 // How Attend reads K. Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less
 // than transposing 16 tokens. Several blocks share a transposition, but would each widen and reduce.
 KeyOrder KeyOrderOf(const QueryTile& tile, const AttendArgs& args) {
+  if (args.geometry.format == PageFormat::kPackedInt8V1) return KeyOrder::kQuadMajor;
   const bool packed = args.geometry.format == PageFormat::kPackedV1;
   if (!packed && tile.num_tokens * tile.group <= kRowBlock) return KeyOrder::kTokenMajor;
   const bool pairs = kHasPairDot && args.geometry.dtype == DType::kBFloat16 && tile.dtype == DType::kBFloat16;
@@ -403,14 +419,17 @@ Cursor Begin(const QueryTile& tile, const AttendArgs& args, KeyOrder order, void
   call.args = &args;
   call.rows = tile.num_tokens * tile.group;
   call.vecs = (tile.head_size + 15) / 16;
-  call.packed = args.geometry.format == PageFormat::kPackedV1;
+  call.packed = args.geometry.format != PageFormat::kStrided;
+  call.int8 = args.geometry.format == PageFormat::kPackedInt8V1;
   call.order = order;
   call.unit = UnitOf(args.geometry.dtype);
   call.tile.scale *= call.unit;
   call.max_groups = call.rows <= kRowBlock ? kChunkGroups : kSharedChunkGroups;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
   call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);
-  call.q_floats = call.order == KeyOrder::kTokenMajor ? 16 * call.vecs : tile.head_size;
+  call.q_floats = order == KeyOrder::kTokenMajor  ? 16 * call.vecs
+                  : order == KeyOrder::kQuadMajor ? tile.head_size / 4 * kQuadPairs + 1
+                                                  : tile.head_size;
   call.scores = call.q + ScratchQueryFloats(tile.head_size);
   call.keys = !call.packed && order != KeyOrder::kTokenMajor ? call.scores + ScratchScoreFloats() : nullptr;
   SelectFunctions(call);

@@ -19,7 +19,7 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
 constexpr DType kKvDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3,
                                DType::kFloat8E5M2};
-constexpr PageFormat kFormats[] = {PageFormat::kStrided, PageFormat::kPackedV1};
+constexpr PageFormat kFormats[] = {PageFormat::kStrided, PageFormat::kPackedV1, PageFormat::kPackedInt8V1};
 
 class AttendTest : public testing::TestWithParam<KernelSet> {
  protected:
@@ -30,6 +30,7 @@ class AttendTest : public testing::TestWithParam<KernelSet> {
   void ForEachStorage(F f) {
     for (DType kv : kKvDTypes) {
       for (PageFormat format : kFormats) {
+        if (format == PageFormat::kPackedInt8V1 && IsFloat8(kv)) continue;  // no such pages
         AttendCase c;
         c.SetStorage(kv);
         c.output = c.dtype;
@@ -138,7 +139,7 @@ TEST_P(AttendTest, OutputOfEveryType) {
 // weight 1/16 beside 15 tokens of zeros (a whole one), K through queries of a single 1.
 TEST_P(AttendTest, EveryFloat8CodeIsReadExactly) {
   for (DType kv : {DType::kFloat8E4M3, DType::kFloat8E5M2}) {
-    for (PageFormat format : kFormats) {
+    for (PageFormat format : {PageFormat::kStrided, PageFormat::kPackedV1}) {
       for (int length : {1, 16}) {
         for (int group : {1, 2, 8, 16}) {
           AttendCase c;

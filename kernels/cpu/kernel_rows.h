@@ -11,6 +11,7 @@ extern const KernelRows kPortableKernels;
 extern const KernelRows kAvx2Kernels;
 extern const KernelRows kAvx512Kernels;
 extern const KernelRows kAvx512Bf16Kernels;
+extern const KernelRows kAvx512VnniKernels;
 
 }  // namespace hybridgen
 

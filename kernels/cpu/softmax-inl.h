@@ -10,12 +10,13 @@ namespace {
 struct Group {
   const char* k;  // as the score function reads it
   const char* v;
-  int32_t slot;      // of the first token: index of the page in the call * page_tokens + token
-  int32_t position;  // of the first token
-  int32_t valid;     // tokens that exist, 1 to 16
-  const char* next;  // to fetch while this K is read: the run's next K, behind the last one V
-  int run;           // in the chunk
-  int step;          // in the run
+  const float* value_scales;  // [16], of 8-bit pages
+  int32_t slot;               // of the first token: index of the page in the call * page_tokens + token
+  int32_t position;           // of the first token
+  int32_t valid;              // tokens that exist, 1 to 16
+  const char* next;           // to fetch while this K is read: the run's next K, behind the last one V
+  int run;                    // in the chunk
+  int step;                   // in the run
 };
 
 // A group that some row of a block sees.

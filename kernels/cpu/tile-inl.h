@@ -45,6 +45,20 @@ struct KeyGroups {
   int valid[kChunkGroups];         // tokens that exist, 1 to 16
 };
 
+template <int kRows>
+struct BlockOf {
+  static constexpr int rows = kRows;
+};
+
+// Calls f(BlockOf<rows>()) for every size of a row block.
+template <typename F>
+void ForEachBlockSize(F f) {
+  f(BlockOf<1>());
+  f(BlockOf<2>());
+  if constexpr (kRowBlock > 2) f(BlockOf<4>());
+  if constexpr (kRowBlock > 4) f(BlockOf<8>());
+}
+
 constexpr int kLineBytes = 64;
 
 template <Elements kElements>
@@ -192,6 +206,7 @@ struct ValueGroups {
   const char* v[kChunkGroups];
   const char* next[kChunkGroups];  // K that is read after this V
   const float* p[kChunkGroups];    // weights of row 0; those of row r lie kScoreStride floats further each
+  float step = 0;                  // of 8-bit pages: what a step of the weights is worth
 };
 
 // Vectors [j, j + kVecs) of kStreams groups, token by token in turn: sum[c % kSets] takes those of group first + c.

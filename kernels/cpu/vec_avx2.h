@@ -200,6 +200,45 @@ HG_INLINE void Transpose16(Vec (&r)[16]) {
   for (int i = 0; i < 8; ++i) r[8 + i] = {lower[i], block[i]};
 }
 
+struct Ints {
+  __m256i a;
+  __m256i b;
+};
+
+HG_INLINE Ints ZeroInts() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+HG_INLINE Ints SetPair(const float* p) {
+  int32_t pair;
+  __builtin_memcpy(&pair, p, sizeof(pair));
+  return {_mm256_set1_epi32(pair), _mm256_set1_epi32(pair)};
+}
+HG_INLINE void LoadQuads(const char* p, Ints& even, Ints& odd) {
+  const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p) + 1);
+  even = {_mm256_srai_epi16(_mm256_slli_epi16(lo, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(hi, 8), 8)};
+  odd = {_mm256_srai_epi16(lo, 8), _mm256_srai_epi16(hi, 8)};
+}
+HG_INLINE Ints AddInts(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+HG_INLINE Ints AddPairs(Ints x, Ints y, Ints z) {
+  return AddInts({_mm256_madd_epi16(x.a, y.a), _mm256_madd_epi16(x.b, y.b)}, z);
+}
+HG_INLINE Vec ToFloat(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+HG_INLINE void StorePairs(float* p, __m256 x) {
+  const __m256i n = _mm256_cvtps_epi32(x);
+  const __m256i upper = _mm256_slli_epi32(_mm256_shuffle_epi32(n, _MM_SHUFFLE(3, 2, 3, 2)), 16);
+  const __m256i pairs = _mm256_blend_epi16(upper, n, 0x55);  // in the lower half of each four lanes
+  const __m256i packed = _mm256_permute4x64_epi64(pairs, _MM_SHUFFLE(2, 0, 2, 0));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+}
+HG_INLINE void StorePairs(float* p, Vec x) {
+  StorePairs(p, x.a);
+  StorePairs(p + 4, x.b);
+}
+HG_INLINE __m256 LoadByte8(const char* p, int index) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_sll_epi32(bytes, _mm_cvtsi32_si128(24 - 8 * index)), 24));
+}
+HG_INLINE Vec LoadByte(const char* p, int index) { return {LoadByte8(p, index), LoadByte8(p + 32, index)}; }
+
 }  // namespace
 }  // namespace hybridgen
 

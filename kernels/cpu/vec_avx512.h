@@ -161,6 +161,40 @@ HG_INLINE void Transpose16(Vec (&r)[16]) {
   for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
+using Ints = __m512i;
+
+HG_INLINE Ints ZeroInts() { return _mm512_setzero_si512(); }
+HG_INLINE Ints SetPair(const float* p) {
+  int32_t pair;
+  __builtin_memcpy(&pair, p, sizeof(pair));
+  return _mm512_set1_epi32(pair);
+}
+HG_INLINE void LoadQuads(const char* p, Ints& even, Ints& odd) {
+  const __m512i bytes = _mm512_loadu_si512(p);
+  even = _mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8);
+  odd = _mm512_srai_epi16(bytes, 8);
+}
+HG_INLINE Ints AddInts(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+HG_INLINE Ints AddPairs(Ints a, Ints b, Ints c) {
+#ifdef __AVX512VNNI__
+  return _mm512_dpwssd_epi32(c, a, b);
+#else
+  return AddInts(_mm512_madd_epi16(a, b), c);
+#endif
+}
+HG_INLINE Vec ToFloat(Ints x) { return _mm512_cvtepi32_ps(x); }
+HG_INLINE void StorePairs(float* p, Vec x) {
+  const __m512i n = _mm512_cvtps_epi32(x);
+  const __m512i upper = _mm512_slli_epi32(_mm512_shuffle_epi32(n, _MM_PERM_DCDC), 16);
+  const __m512i pairs = _mm512_mask_blend_epi16(0x55555555u, upper, n);  // in the lower half of each four lanes
+  const __m512i packed = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 0, 2, 4, 6), pairs);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(packed));
+}
+HG_INLINE Vec LoadByte(const char* p, int index) {
+  const __m512i up = _mm512_sll_epi32(_mm512_loadu_si512(p), _mm_cvtsi32_si128(24 - 8 * index));
+  return _mm512_cvtepi32_ps(_mm512_srai_epi32(up, 24));
+}
+
 }  // namespace
 }  // namespace hybridgen
 

@@ -207,6 +207,70 @@ HG_INLINE void Transpose16(Vec (&r)[16]) {
   __builtin_memcpy(r, columns, sizeof(columns));
 }
 
+// Sixteen int32, for 8-bit pages. A pair is two int16 in one of them, the first in the lower half.
+struct Ints {
+  int32_t lane[16];
+};
+
+HG_INLINE Ints ZeroInts() { return {}; }
+// A pair that was stored as a float's bits, in every lane.
+HG_INLINE Ints SetPair(const float* p) {
+  Ints x;
+  __builtin_memcpy(&x.lane[0], p, sizeof(int32_t));
+  for (int i = 1; i < 16; ++i) x.lane[i] = x.lane[0];
+  return x;
+}
+// A line of 16 times four int8: pairs of the elements (0, 2), and of (1, 3).
+HG_INLINE void LoadQuads(const char* p, Ints& even, Ints& odd) {
+  int8_t bytes[64];
+  __builtin_memcpy(bytes, p, sizeof(bytes));
+  for (int i = 0; i < 16; ++i) {
+    even.lane[i] = (bytes[4 * i] & 0xffff) | bytes[4 * i + 2] * 0x10000;
+    odd.lane[i] = (bytes[4 * i + 1] & 0xffff) | bytes[4 * i + 3] * 0x10000;
+  }
+}
+// c plus the products of the pairs of a and b, modulo 2^32 (the bits of queries and weights that nobody meant may add
+// up to anything).
+HG_INLINE Ints AddPairs(const Ints& a, const Ints& b, const Ints& c) {
+  Ints x;
+  for (int i = 0; i < 16; ++i) {
+    const int32_t lower = static_cast<int16_t>(a.lane[i]) * static_cast<int16_t>(b.lane[i]);
+    const int32_t upper = (a.lane[i] >> 16) * (b.lane[i] >> 16);
+    x.lane[i] = static_cast<int32_t>(static_cast<uint32_t>(c.lane[i]) + static_cast<uint32_t>(lower) +
+                                     static_cast<uint32_t>(upper));
+  }
+  return x;
+}
+// Modulo 2^32.
+HG_INLINE Ints AddInts(const Ints& a, const Ints& b) {
+  Ints x;
+  for (int i = 0; i < 16; ++i) {
+    x.lane[i] = static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) + static_cast<uint32_t>(b.lane[i]));
+  }
+  return x;
+}
+HG_INLINE Vec ToFloat(const Ints& x) {
+  return Gather<16>([&](int i) { return static_cast<float>(x.lane[i]); });
+}
+// x rounded to int16, ties to even, in eight floats' bits: for each four lanes the pairs (0, 2) and (1, 3). |x| <
+// 32767.5, or the result is any.
+HG_INLINE void StorePairs(float* p, const Vec& x) {
+  float lanes[16];
+  Store(lanes, x);
+  int16_t pairs[16];
+  for (int i = 0; i < 16; ++i) {
+    int32_t bits;  // whose lower half is the integer
+    const float shifted = lanes[i] + 0x1.8p23f;
+    __builtin_memcpy(&bits, &shifted, sizeof(bits));
+    pairs[i / 4 * 4 + i % 2 * 2 + i / 2 % 2] = static_cast<int16_t>(bits);
+  }
+  __builtin_memcpy(p, pairs, sizeof(pairs));
+}
+// Element `index` of each four int8 of a line.
+HG_INLINE Vec LoadByte(const char* p, int index) {
+  return Gather<16>([&](int i) { return static_cast<float>(static_cast<int8_t>(p[4 * i + index])); });
+}
+
 }  // namespace
 }  // namespace hybridgen
 

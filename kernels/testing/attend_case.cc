@@ -49,6 +49,18 @@ int64_t Offset(KvRole role, const PageGeometry& g, int head, int token, int dim)
                               : PackedValueOffset(g.dtype, g.page_tokens, g.head_size, head, token, dim);
 }
 
+const char* FormatName(PageFormat format) {
+  switch (format) {
+    case PageFormat::kStrided:
+      return "strided";
+    case PageFormat::kPackedV1:
+      return "packed";
+    case PageFormat::kPackedInt8V1:
+      return "int8";
+  }
+  return "unknown";
+}
+
 }  // namespace
 
 void AttendCase::SetStorage(DType kv) {
@@ -62,12 +74,11 @@ void AttendCase::SetStorage(DType kv) {
 }
 
 std::string AttendCase::ToString() const {
-  return absl::StrCat(DTypeName(dtype), " KV ", DTypeName(kv()), "->", DTypeName(output),
-                      format == PageFormat::kPackedV1 ? " packed" : " strided", " page_tokens=", page_tokens,
-                      " kv_heads=", kv_heads, " group=", group, " head_size=", head_size, " length=", length,
-                      " num_tokens=", num_tokens, mask == OracleInput::Mask::kCausal ? " causal" : " full",
-                      " window=", window, " scale=", scale, " soft_cap=", soft_cap, " alibi=", alibi, " sinks=", sinks,
-                      " seed=", seed);
+  return absl::StrCat(DTypeName(dtype), " KV ", DTypeName(kv()), "->", DTypeName(output), " ", FormatName(format),
+                      " page_tokens=", page_tokens, " kv_heads=", kv_heads, " group=", group, " head_size=", head_size,
+                      " length=", length, " num_tokens=", num_tokens,
+                      mask == OracleInput::Mask::kCausal ? " causal" : " full", " window=", window, " scale=", scale,
+                      " soft_cap=", soft_cap, " alibi=", alibi, " sinks=", sinks, " seed=", seed);
 }
 
 float RoundTo(DType dtype, float x) {
@@ -113,6 +124,36 @@ AttendData::AttendData(const AttendCase& c) : case_(c) {
   BuildPages(c.format);
 }
 
+float AttendData::HalfInt8Step(const float* row, int head_size) {
+  float largest = 0;
+  for (int dim = 0; dim < head_size; ++dim) {
+    if (!std::isfinite(row[dim])) return 0;
+    largest = std::max(largest, std::abs(row[dim]));
+  }
+  return largest / 127 / 2;
+}
+
+// By the definition, in double.
+void AttendData::WriteInt8(KvRole role, uint64_t page, int kv_head, int token, float* row) const {
+  const PageGeometry& g = geometry_;
+  const bool key = role == KvRole::kKey;
+  char* bytes = reinterpret_cast<char*>(page);
+  bool finite = true;
+  for (int dim = 0; dim < g.head_size; ++dim) finite &= std::isfinite(row[dim]);
+  const float scale = finite ? 2 * HalfInt8Step(row, g.head_size) : std::nanf("");
+  std::memcpy(bytes + (key ? Int8KeyScaleOffset : Int8ValueScaleOffset)(g.page_tokens, g.head_size, kv_head, token),
+              &scale, sizeof(scale));
+  for (int dim = 0; dim < g.head_size; ++dim) {
+    const double n = scale > 0 ? std::nearbyint(row[dim] / static_cast<double>(scale)) : 0;
+    bytes[(key ? Int8KeyOffset : Int8ValueOffset)(g.page_tokens, g.head_size, kv_head, token, dim)] =
+        static_cast<char>(static_cast<int>(n));
+    row[dim] = static_cast<float>(n * scale);
+  }
+  for (int dim = g.head_size; dim < PaddedHeadSize(g.head_size); ++dim) {
+    bytes[(key ? Int8KeyOffset : Int8ValueOffset)(g.page_tokens, g.head_size, kv_head, token, dim)] = 0;
+  }
+}
+
 void AttendData::BuildPages(PageFormat format) {
   geometry_ = MakeGeometry(case_, format);
   query_bytes_.resize(query_.size() * DTypeSize(case_.dtype));
@@ -121,8 +162,7 @@ void AttendData::BuildPages(PageFormat format) {
   const int page_tokens = case_.page_tokens;
   const int num_pages = (case_.length + page_tokens - 1) / page_tokens;
   // Both roles of a page side by side; for interleaved rows V begins one row's K further on.
-  int64_t role_elements =
-      PackedPageBytes(case_.kv(), case_.kv_heads, page_tokens, case_.head_size) / DTypeSize(case_.kv());
+  int64_t role_elements = HostPageBytes(geometry_) / DTypeSize(case_.kv());
   if (format == PageFormat::kStrided) {
     role_elements = std::max(page_tokens * geometry_.k_token_stride + case_.kv_heads * geometry_.k_head_stride,
                              page_tokens * geometry_.v_token_stride + case_.kv_heads * geometry_.v_head_stride);
@@ -157,6 +197,11 @@ void AttendData::BuildPages(PageFormat format) {
     }
     for (int head = 0; head < case_.kv_heads; ++head) {
       for (int token = 0; token < page.num_tokens; ++token) {
+        if (format == PageFormat::kPackedInt8V1) {
+          WriteInt8(KvRole::kKey, page.k, head, token, &key(page.first_position + token, head, 0));
+          WriteInt8(KvRole::kValue, page.v, head, token, &value(page.first_position + token, head, 0));
+          continue;
+        }
         for (int dim = 0; dim < case_.head_size; ++dim) {
           WriteElement(case_.kv(), reinterpret_cast<void*>(page.k), Offset(KvRole::kKey, geometry_, head, token, dim),
                        key(page.first_position + token, head, dim));
@@ -240,7 +285,8 @@ AttendResult RunCase(const KernelSet& kernels, AttendData& data, int kv_head) {
 
 void ExpectMatchesOracle(AttendData& data, int kv_head, const AttendResult& result, int num_partials) {
   ASSERT_EQ(result.status, KernelResult::kOk);
-  const std::vector<OracleRow> rows = AttendOracle(data.oracle(kv_head));
+  std::vector<OracleRow> rows = AttendOracle(data.oracle(kv_head));
+  if (data.geometry().format == PageFormat::kPackedInt8V1) AddInt8Errors(data.oracle(kv_head), rows);
   const int head_size = data.c().head_size;
   ASSERT_EQ(result.o.size(), rows.size() * head_size);
   for (size_t r = 0; r < rows.size(); ++r) {

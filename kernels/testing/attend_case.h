@@ -40,7 +40,7 @@ struct AttendCase {
 };
 
 // The data of a case. Pages lie shuffled in one buffer whose every unused element is NaN; pages that no query token
-// sees have an address that faults.
+// sees have an address that faults. In 8-bit pages (kPackedInt8V1) keys and values are replaced by what the pages hold.
 class AttendData {
  public:
   explicit AttendData(const AttendCase& c);
@@ -52,6 +52,9 @@ class AttendData {
   OracleInput& oracle(int kv_head) { return oracle_[kv_head]; }
   // Rebuilds the pages after a change of oracle ranges or of elements, in the given format.
   void BuildPages(PageFormat format);
+  // The error that 8-bit pages may have made of an element, for an oracle over what was put in: half a step. Of a row
+  // that holds 0 or what is not finite: 0.
+  static float HalfInt8Step(const float* row, int head_size);
   // As stored, that is without scales.
   float& key(int position, int kv_head, int dim) { return key_[Index(position, kv_head, dim)]; }
   float& value(int position, int kv_head, int dim) { return value_[Index(position, kv_head, dim)]; }
@@ -68,6 +71,9 @@ class AttendData {
   size_t Index(int position, int kv_head, int dim) const {
     return (static_cast<size_t>(position) * case_.kv_heads + kv_head) * case_.head_size + dim;
   }
+  // Writes a token's row into an 8-bit page and reads it back.
+  void WriteInt8(KvRole role, uint64_t page, int kv_head, int token, float* row) const;
+
   AttendCase case_;
   std::vector<float> query_, key_, value_;  // by logical index, rounded to their dtypes
   std::vector<uint8_t> query_bytes_;        // [token][head][dim] of the dtype
@@ -98,7 +104,8 @@ AttendResult RunSteps(const KernelSet& kernels, const std::vector<AttendStep>& s
 // All pages, with the case's sinks and output dtype.
 AttendResult RunCase(const KernelSet& kernels, AttendData& data, int kv_head);
 
-// Fails the current test where the result differs from the oracle by more than float32 arithmetic explains.
+// Fails the current test where the result differs from the oracle by more than the arithmetic explains: float32, or
+// that of 8-bit pages.
 void ExpectMatchesOracle(AttendData& data, int kv_head, const AttendResult& result, int num_partials = 1);
 
 // Case, both: build the data, run every KV head on `kernels`, compare.

@@ -1,6 +1,7 @@
 // Speed of the attention kernels beside the machine's read ceilings, measured alternately in one run.
 //
 //   bazel run //tests/bench:attend_bench -- --dtypes=bfloat16 --groups=1,4,8 --json=/tmp/attend.json
+//   bazel run //tests/bench:attend_bench -- --dtypes=bfloat16 --formats=packed,int8   (8-bit pages beside exact ones)
 //
 // Every case is checked against the oracle first. A round measures `seq1` (one sequential stream per thread), 2, 4 and
 // 8 streams per thread, and the kernel, for some milliseconds each; rounds in which the machine was not quiet are
@@ -39,7 +40,7 @@ ABSL_FLAG(
     "decode, cache (arithmetic alone), prefill; stored and summary (logits from K alone), digests (their bounds)");
 ABSL_FLAG(List, dtypes, List({"float32", "float16", "bfloat16"}),
           "of KV and queries; float8_e4m3, float8_e5m2: of KV, beside bfloat16 queries");
-ABSL_FLAG(List, formats, List({"packed"}), "packed, strided");
+ABSL_FLAG(List, formats, List({"packed"}), "packed, strided, int8 (8-bit pages; the dtype is that of the queries)");
 ABSL_FLAG(List, page_tokens, List({"128"}), "tokens of a page, multiples of 16");
 ABSL_FLAG(List, groups, List({"1", "4", "8"}), "query heads per KV head");
 ABSL_FLAG(int, head_size, 128, "dims of a head");
@@ -129,7 +130,9 @@ std::vector<AttendConfig> Cases() {
                                      {"float8_e4m3", DType::kFloat8E4M3},
                                      {"float8_e5m2", DType::kFloat8E5M2}});
       for (const std::string& format : absl::GetFlag(FLAGS_formats)) {
-        c.format = Named<PageFormat>(format, {{"packed", PageFormat::kPackedV1}, {"strided", PageFormat::kStrided}});
+        c.format = Named<PageFormat>(format, {{"packed", PageFormat::kPackedV1},
+                                              {"strided", PageFormat::kStrided},
+                                              {"int8", PageFormat::kPackedInt8V1}});
         for (const std::string& page_tokens : absl::GetFlag(FLAGS_page_tokens)) {
           c.page_tokens = Number(page_tokens);
           for (const std::string& group : absl::GetFlag(FLAGS_groups)) {
@@ -206,8 +209,13 @@ json RunCase(Bench& bench, const AttendConfig& config, AttendWorkload& work, Att
     const Sample streams = bench.Ceiling(kStreams[other]);
     if (IsQuiet(streams, limits)) ceilings[other].push_back(streams.rate);
   }
-  json result = {{"name", config.Name()}, {"run_bytes", work.run_bytes()}, {"threads", bench.threads()},
-                 {"clean", rates.size()}, {"discarded", discarded},        {"quiet", rates.size() >= kFewestSamples}};
+  json result = {{"name", config.Name()},
+                 {"run_bytes", work.run_bytes()},
+                 {"threads", bench.threads()},
+                 {"largest_error", work.largest_error()},
+                 {"clean", rates.size()},
+                 {"discarded", discarded},
+                 {"quiet", rates.size() >= kFewestSamples}};
   if (rates.size() < kFewestSamples) return result;
   double best = 0;
   for (const std::vector<double>& values : ceilings) {
@@ -215,6 +223,7 @@ json RunCase(Bench& bench, const AttendConfig& config, AttendWorkload& work, Att
   }
   const Spread rate = SpreadOf(rates);
   result["bytes_per_second"] = ToJson(rate);
+  result["tokens_per_second"] = rate.median * work.tokens_per_byte() * config.kv_heads;  // of one KV head
   result["flops_per_second"] = rate.median * work.flops_per_byte();
   result["seq1"] = ToJson(SpreadOf(ceilings[0]));
   result["best"] = best;
@@ -235,12 +244,12 @@ void Print(const json& r) {
   const json& rate = r["bytes_per_second"];
   const json& of_seq1 = r["of_seq1"];
   std::cout << absl::StrFormat(
-      "%-52s %5.1f %5.1f %5.1f | %6.1f | %4.2f %4.2f %4.2f | %4.2f | %5.1f %5.1f | %4dK | %d/%d\n", name,
+      "%-52s %5.1f %5.1f %5.1f | %6.1f | %4.2f %4.2f %4.2f | %4.2f | %5.1f %5.1f | %4dK | %6.1f %7.1e | %d/%d\n", name,
       rate["min"].get<double>() / 1e9, rate["median"].get<double>() / 1e9, rate["max"].get<double>() / 1e9,
       r["flops_per_second"].get<double>() / 1e9, of_seq1["min"].get<double>(), of_seq1["median"].get<double>(),
       of_seq1["max"].get<double>(), r["of_best"].get<double>(), r["seq1"]["median"].get<double>() / 1e9,
-      r["best"].get<double>() / 1e9, r["run_bytes"].get<int64_t>() / 1024, r["clean"].get<int>(),
-      r["discarded"].get<int>());
+      r["best"].get<double>() / 1e9, r["run_bytes"].get<int64_t>() / 1024, r["tokens_per_second"].get<double>() / 1e6,
+      r["largest_error"].get<double>(), r["clean"].get<int>(), r["discarded"].get<int>());
   if (r.contains("of_exact")) {
     const json& ratio = r["of_exact"];
     std::cout << absl::StrFormat("%-52s %5.2f %5.2f %5.2f x exact (min med max)\n", "", ratio["min"].get<double>(),
@@ -268,8 +277,9 @@ int Main() {
   Bench bench(memory->get(), AllowedCpus());
   json results = json::array();
   if (!absl::GetFlag(FLAGS_serve)) {
-    std::cout << absl::StrFormat("%-52s %17s | %6s | %14s | %4s | %5s %5s | %5s | clean/discarded\n", "",
-                                 "GB/s min med max", "GFLOP", "of seq1", "best", "seq1", "best", "run");
+    std::cout << absl::StrFormat("%-52s %17s | %6s | %14s | %4s | %5s %5s | %5s | %6s %7s | clean/discarded\n", "",
+                                 "GB/s min med max", "GFLOP", "of seq1", "best", "seq1", "best", "run", "Mtok/s",
+                                 "error");
   }
   for (const AttendConfig& config : Cases()) {
     const bool selection = config.kind == AttendKind::kStored || config.kind == AttendKind::kSummary ||

@@ -20,6 +20,7 @@ constexpr int kCacheTokens = 256;
 constexpr int kItemDigests = 256;
 constexpr int kCallDigests = 64;
 constexpr int kLineFloats = 16;
+constexpr size_t kPatternBytes = size_t{1} << 20;
 
 DType QueryDType(DType kv) { return IsFloat8(kv) ? DType::kBFloat16 : kv; }
 
@@ -39,6 +40,27 @@ const char* KindName(AttendKind kind) {
       return "digests";
   }
   return "unknown";
+}
+
+const char* FormatName(PageFormat format) {
+  switch (format) {
+    case PageFormat::kStrided:
+      return "strided";
+    case PageFormat::kPackedV1:
+      return "packed";
+    case PageFormat::kPackedInt8V1:
+      return "int8";
+  }
+  return "unknown";
+}
+
+std::vector<char> RandomElements(DType dtype) {
+  std::vector<char> elements(kPatternBytes);
+  std::mt19937 random(1);
+  std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+  const size_t count = elements.size() / DTypeSize(dtype);
+  for (size_t i = 0; i < count; ++i) WriteElement(dtype, elements.data(), i, uniform(random));
+  return elements;
 }
 
 }  // namespace
@@ -62,25 +84,47 @@ KvMemory::~KvMemory() {
   if (mapping_ != nullptr) munmap(mapping_, mapped_);
 }
 
-void KvMemory::Fill(DType dtype) {
-  if (filled_ == static_cast<int>(dtype)) return;
-  filled_ = static_cast<int>(dtype);
-  const size_t pattern = std::min(bytes_, size_t{1} << 20);
+void KvMemory::Fill(const std::string& name, const std::function<std::vector<char>()>& make) {
+  if (filled_ == name) return;
+  filled_ = name;
+  const std::vector<char> pattern = make();
+  for (size_t i = 0; i < bytes_; i += pattern.size()) {
+    std::copy_n(pattern.data(), std::min(pattern.size(), bytes_ - i), data_ + i);
+  }
+}
+
+// Random tokens quantised by the library, as many whole pages as a pattern of elements would be.
+std::vector<char> AttendWorkload::RandomInt8Pages() const {
+  const PageGeometry& g = geometry_;
+  const size_t page_bytes = HostPageBytes(g);
+  std::vector<char> pages(std::max<size_t>(2, kPatternBytes / page_bytes / 2 * 2) * page_bytes);
+  std::vector<char> rows(int64_t{1} * g.page_tokens * g.kv_heads * g.head_size * DTypeSize(g.dtype));
   std::mt19937 random(1);
   std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
-  for (size_t i = 0; i < pattern / DTypeSize(dtype); ++i) WriteElement(dtype, data_, i, uniform(random));
-  for (size_t i = pattern; i < bytes_; i += pattern) std::copy_n(data_, std::min(pattern, bytes_ - i), data_ + i);
+  WriteArgs args;
+  args.geometry = g;
+  args.dtype = g.dtype;
+  args.num_tokens = g.page_tokens;
+  args.key = args.value = rows.data();
+  args.key_head_stride = args.value_head_stride = g.head_size;
+  args.key_token_stride = args.value_token_stride = int64_t{1} * g.kv_heads * g.head_size;
+  for (size_t page = 0; page < pages.size(); page += 2 * page_bytes) {
+    for (size_t i = 0; i < rows.size() / DTypeSize(g.dtype); ++i) {
+      WriteElement(g.dtype, rows.data(), i, uniform(random));
+    }
+    args.k_page = reinterpret_cast<uint64_t>(pages.data()) + page;
+    args.v_page = args.k_page + page_bytes;
+    config_.kernels.write_kv(args);
+  }
+  return pages;
 }
 
 std::string AttendConfig::Name() const {
-  return absl::StrCat(KindName(kind), "/", kernels.name, "/", DTypeName(dtype), "/",
-                      format == PageFormat::kPackedV1 ? "packed" : "strided", "/page", page_tokens, "/group", group,
-                      "/d", head_size);
+  return absl::StrCat(KindName(kind), "/", kernels.name, "/", DTypeName(dtype), "/", FormatName(format), "/page",
+                      page_tokens, "/group", group, "/d", head_size);
 }
 
 AttendWorkload::AttendWorkload(const AttendConfig& c, KvMemory* memory, int threads) : config_(c) {
-  const bool digests = c.kind == AttendKind::kDigests;
-  memory->Fill(digests ? DType::kBFloat16 : c.dtype);
   geometry_.format = c.format;
   geometry_.dtype = c.dtype;
   geometry_.page_tokens = c.page_tokens;
@@ -89,10 +133,17 @@ AttendWorkload::AttendWorkload(const AttendConfig& c, KvMemory* memory, int thre
   // The engine's tensor: [block][kv_head][token][2 * head_size], K then V.
   geometry_.k_token_stride = geometry_.v_token_stride = 2 * c.head_size;
   geometry_.k_head_stride = geometry_.v_head_stride = int64_t{2} * c.head_size * c.page_tokens;
+  const bool digests = c.kind == AttendKind::kDigests;
+  if (c.format == PageFormat::kPackedInt8V1) {
+    memory->Fill(absl::StrCat("int8 page", c.page_tokens, " d", c.head_size), [&] { return RandomInt8Pages(); });
+  } else {
+    const DType filled = digests ? DType::kBFloat16 : c.dtype;
+    memory->Fill(DTypeName(filled), [&] { return RandomElements(filled); });
+  }
   num_tokens_ = c.kind == AttendKind::kPrefill ? kMaxTileRows / c.group : 1;
   const int tokens = c.kind == AttendKind::kCache ? kCacheTokens : kItemTokens;
   pages_per_item_ = digests ? kItemDigests : std::max(1, tokens / c.page_tokens);
-  const size_t role_bytes = PackedPageBytes(c.dtype, c.kv_heads, c.page_tokens, c.head_size);
+  const size_t role_bytes = HostPageBytes(geometry_);
   const size_t page_bytes = digests ? DigestLayoutOf(c.kv_heads, c.head_size).bytes : 2 * role_bytes;
   num_items_ =
       c.kind == AttendKind::kCache ? 1 : static_cast<int64_t>(memory->bytes() / (page_bytes * pages_per_item_));
@@ -130,7 +181,12 @@ AttendWorkload::AttendWorkload(const AttendConfig& c, KvMemory* memory, int thre
 int64_t AttendWorkload::token_bytes() const {
   const bool both =
       config_.kind == AttendKind::kDecode || config_.kind == AttendKind::kCache || config_.kind == AttendKind::kPrefill;
-  return int64_t{both ? 2 : 1} * config_.head_size * config_.kv_heads * static_cast<int64_t>(DTypeSize(config_.dtype));
+  return int64_t{both ? 2 : 1} * config_.kv_heads * role_bytes();
+}
+
+int64_t AttendWorkload::role_bytes() const {
+  if (config_.format == PageFormat::kPackedInt8V1) return config_.head_size + static_cast<int64_t>(sizeof(float));
+  return config_.head_size * static_cast<int64_t>(DTypeSize(config_.dtype));
 }
 
 int AttendWorkload::slots() const {
@@ -264,10 +320,13 @@ absl::Status AttendWorkload::VerifyRow(int kv_head, int row) {
     case AttendKind::kDecode:
     case AttendKind::kCache:
     case AttendKind::kPrefill: {
-      const OracleRow expected = AttendOracle(in)[row];
+      std::vector<OracleRow> expected_rows = AttendOracle(in);
+      if (config_.format == PageFormat::kPackedInt8V1) AddInt8Errors(in, expected_rows);
+      const OracleRow& expected = expected_rows[row];
       const double tolerance = OutputTolerance(expected, DType::kFloat32);
       for (int dim = 0; dim < config_.head_size; ++dim) {
         const double error = std::abs(thread.o[index * config_.head_size + dim] - expected.o[dim]);
+        largest_error_ = std::max(largest_error_, error);
         if (!(error <= tolerance)) return wrong("dim", dim, error, tolerance);
       }
       return absl::OkStatus();
@@ -319,8 +378,7 @@ absl::Status AttendWorkload::VerifyBounds(const OracleInput& in, int kv_head, in
 
 int64_t AttendWorkload::run_bytes() const {
   if (config_.kind == AttendKind::kDigests) return DigestLayoutOf(1, config_.head_size).box_bytes;
-  const int64_t role =
-      int64_t{1} * config_.page_tokens * config_.head_size * static_cast<int64_t>(DTypeSize(config_.dtype));
+  const int64_t role = config_.page_tokens * role_bytes();
   return config_.format == PageFormat::kStrided ? 2 * role : role;  // K and V of a token are neighbours by strides
 }
 
@@ -331,13 +389,24 @@ double AttendWorkload::tokens_per_byte() const {
 
 double AttendWorkload::flops_per_byte() const {
   if (config_.kind == AttendKind::kDigests) return config_.group;  // two dims of bfloat16 per query dim
-  return 2.0 * config_.group * num_tokens_ / static_cast<double>(DTypeSize(config_.dtype));
+  return 2.0 * config_.head_size * config_.group * num_tokens_ / static_cast<double>(role_bytes());
 }
 
 float AttendWorkload::ElementOf(KvRole role, int position, int kv_head, int dim) const {
   const KvPage& page = pages_[position / config_.page_tokens];
   const int token = position % config_.page_tokens;
   const PageGeometry& g = geometry_;
+  if (g.format == PageFormat::kPackedInt8V1) {
+    const bool key = role == KvRole::kKey;
+    const char* bytes = reinterpret_cast<const char*>(key ? page.k : page.v);
+    float scale;
+    const auto scale_offset = key ? Int8KeyScaleOffset : Int8ValueScaleOffset;
+    std::copy_n(bytes + scale_offset(g.page_tokens, g.head_size, kv_head, token), sizeof(scale),
+                reinterpret_cast<char*>(&scale));
+    const auto value_offset = key ? Int8KeyOffset : Int8ValueOffset;
+    return scale * static_cast<float>(
+                       static_cast<int8_t>(bytes[value_offset(g.page_tokens, g.head_size, kv_head, token, dim)]));
+  }
   int64_t offset = kv_head * g.k_head_stride + token * g.k_token_stride + dim;
   if (g.format == PageFormat::kPackedV1) {
     const auto packed = role == KvRole::kKey ? PackedKeyOffset : PackedValueOffset;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,13 +15,14 @@
 
 namespace hybridgen {
 
-// Anonymous memory on huge pages where the system grants them, filled with a repeated pattern of random elements.
+// Anonymous memory on huge pages where the system grants them, filled with a repeated pattern.
 class KvMemory {
  public:
   // Errors: ResourceExhausted when the system refuses.
   static absl::StatusOr<std::unique_ptr<KvMemory>> Create(size_t bytes);
   ~KvMemory();
-  void Fill(DType dtype);  // does nothing if it holds this type already
+  // Does nothing if what it holds has this name already; else repeats the bytes that `make` gives.
+  void Fill(const std::string& name, const std::function<std::vector<char>()>& make);
   char* data() const { return data_; }
   size_t bytes() const { return bytes_; }
 
@@ -30,7 +32,7 @@ class KvMemory {
   size_t mapped_ = 0;
   char* data_ = nullptr;  // aligned to a huge page
   size_t bytes_ = 0;
-  int filled_ = -1;  // DType
+  std::string filled_;  // name
 };
 
 // What is measured: `decode` reads all of the memory in turn, `cache` one short sequence again and again (arithmetic
@@ -63,7 +65,8 @@ class AttendWorkload {
   // Item 0 against the oracle. Errors: DataLoss naming the first element that is wrong.
   absl::Status Verify();
 
-  int64_t run_bytes() const;  // contiguous in memory per page, role and KV head
+  double largest_error() const { return largest_error_; }  // that Verify saw, of any element of the output
+  int64_t run_bytes() const;                               // contiguous in memory per page, role and KV head
   double flops_per_byte() const;
   double tokens_per_byte() const;  // tokens of a sequence that one byte stands for
 
@@ -75,7 +78,8 @@ class AttendWorkload {
     std::vector<char> scratch;
   };
 
-  int64_t token_bytes() const;  // of K and V, or of K
+  int64_t token_bytes() const;  // of K and V, or of K, in all KV heads
+  int64_t role_bytes() const;   // of one token, KV head and role
   int rows() const { return num_tokens_ * config_.group; }
   int slots() const;                                 // logits or bounds of a row of an item
   float* Logits(Thread& thread, int kv_head) const;  // [row][slots()]
@@ -86,6 +90,7 @@ class AttendWorkload {
   QueryTile Tile(int kv_head) const;
   RowState Rows(Thread& thread, int kv_head) const;
   float ElementOf(KvRole role, int position, int kv_head, int dim) const;
+  std::vector<char> RandomInt8Pages() const;
 
   AttendConfig config_;
   PageGeometry geometry_;
@@ -96,6 +101,7 @@ class AttendWorkload {
   std::vector<char> q_;  // [kv_head][token][group][head_size]
   std::vector<int32_t> kv_begin_, kv_end_;
   std::vector<Thread> threads_;
+  double largest_error_ = 0;
 };
 
 }  // namespace hybridgen

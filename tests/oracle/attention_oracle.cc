@@ -80,6 +80,7 @@ OracleRow AttendRow(const OracleInput& in, int token, int head) {
   }
   for (double& o : row.o) o /= sum;
   row.lse = max + std::log(sum);
+  row.largest_weight = 1 / sum;
   return row;
 }
 
@@ -123,6 +124,32 @@ std::vector<OracleRow> AttendOracle(const OracleInput& input) {
   return rows;
 }
 
+// A step of q is max|q| / 32512. Half of one per dim moves a logit by at most that times sum |k|; the quotient that is
+// rounded is itself off by two roundings of up to 32512, hence 0.504. A weight is at most 1 before the running maximum
+// is taken out, so half a step of the weights is worth at most 0.504 / 32767 of the largest weight times the largest
+// |V|, for every token seen.
+void AddInt8Errors(const OracleInput& in, std::vector<OracleRow>& rows) {
+  for (int token = 0; token < in.num_tokens; ++token) {
+    for (int head = 0; head < in.query_heads; ++head) {
+      OracleRow& row = rows[static_cast<size_t>(token) * in.query_heads + head];
+      double query = 0;
+      for (int dim = 0; dim < in.head_size; ++dim) {
+        query = std::max(query, std::abs(static_cast<double>(in.query(token, head, dim))));
+      }
+      double keys = 0;
+      for (int position = in.kv_begin[token]; position < in.kv_end[token]; ++position) {
+        double sum = 0;
+        for (int dim = 0; dim < in.head_size; ++dim) {
+          sum += std::abs(static_cast<double>(in.key(position, head / (in.query_heads / in.kv_heads), dim)));
+        }
+        keys = std::max(keys, sum);
+      }
+      row.logit_error += 0.504 / 32512 * query * keys * std::abs(in.scale);
+      row.output_error += 0.504 / 32767 * row.num_seen * row.largest_weight * row.value_magnitude;
+    }
+  }
+}
+
 // o is a mean of V with relatively wrong weights: each weight's error moves it by at most that times |v - o|, which is
 // up to 2 max |v|. The factor 1.01 stands for the second order; the last float32 rounding is that of float8's V scale.
 double OutputTolerance(const OracleRow& row, DType output, int num_partials) {
@@ -130,7 +157,8 @@ double OutputTolerance(const OracleRow& row, DType output, int num_partials) {
   double rounded = 0;
   for (double o : row.o) rounded = std::max(rounded, std::abs(o));
   const double smallest = output == DType::kFloat16 ? 0x1p-25 : 0x1p-126;  // below it rounding is absolute
-  return 1.01 * 2 * relative * row.value_magnitude + (OutputUnit(output) + kUnit) * rounded + smallest;
+  return 1.01 * 2 * relative * row.value_magnitude + row.output_error + (OutputUnit(output) + kUnit) * rounded +
+         smallest;
 }
 
 double LseTolerance(const OracleRow& row, int num_partials) {

@@ -52,10 +52,16 @@ struct OracleRow {
   double logit_error = 0;      // bound of |float32 logit - logit|
   double logit_spread = 0;     // largest |logit| seen, sink included
   double value_magnitude = 0;  // largest |V| element seen
+  double largest_weight = 0;   // of a token, or the sink, of all that share 1
+  double output_error = 0;     // bound of what |o - oracle| has beyond float32 arithmetic
 };
 
 // Rows in the order [token][query_head].
 std::vector<OracleRow> AttendOracle(const OracleInput& input);
+
+// Adds to the errors of `rows`, the oracle's of `input`, what kernels over 8-bit pages add: they round each query row
+// to 32512 steps of its largest |element|, and the weights of a chunk to 32767 of their largest.
+void AddInt8Errors(const OracleInput& input, std::vector<OracleRow>& rows);
 
 // Largest |o - oracle| of any dim, and largest |lse - oracle|, that float32 arithmetic explains, for a kernel that sums
 // in chunks of up to 128 tokens and merges `num_partials` partials; o rounded to `output` at the end.

@@ -19,6 +19,9 @@ def test_bytes_of_a_block():
     assert shape.block_bytes == 2 * 2 * 32 * 256
     assert shape.host_role_bytes * 2 == shape.block_bytes
     assert geometry(head_size=40).host_role_bytes == 2 * 2 * 32 * 48 * 4, "host pages pad heads to 16 dims"
+    int8 = geometry(head_size=40, host_page_format="int8")
+    assert int8.host_role_bytes == 2 * 2 * 32 * (48 + 4), "a scale for each token and head"
+    assert int8.block_bytes == geometry(head_size=40).block_bytes, "the device's pages stay exact"
 
 
 def test_ratio_of_all_tiers_to_the_device():
