@@ -66,7 +66,8 @@ typedef enum hg_isa {
   HG_ISA_PORTABLE = 0,
   HG_ISA_AVX2 = 1,
   HG_ISA_AVX512 = 2,
-  HG_ISA_AVX512_BF16 = 3
+  HG_ISA_AVX512_BF16 = 3,
+  HG_ISA_AMX_BF16 = 4
 } hg_isa;
 
 typedef struct hg_backend hg_backend;

@@ -84,11 +84,9 @@ constexpr Name kPlacements[] = {{"auto", HG_PLACEMENT_AUTO},
                                 {"role", HG_PLACEMENT_ROLE},
                                 {"proportional", HG_PLACEMENT_PROPORTIONAL},
                                 {"interleave", HG_PLACEMENT_INTERLEAVE}};
-constexpr Name kIsas[] = {{"auto", HG_ISA_AUTO},
-                          {"portable", HG_ISA_PORTABLE},
-                          {"avx2", HG_ISA_AVX2},
-                          {"avx512", HG_ISA_AVX512},
-                          {"avx512_bf16", HG_ISA_AVX512_BF16}};
+constexpr Name kIsas[] = {
+    {"auto", HG_ISA_AUTO},     {"portable", HG_ISA_PORTABLE},       {"avx2", HG_ISA_AVX2},
+    {"avx512", HG_ISA_AVX512}, {"avx512_bf16", HG_ISA_AVX512_BF16}, {"amx_bf16", HG_ISA_AMX_BF16}};
 constexpr Name kDtypes[] = {{"float32", HG_FLOAT32}, {"float16", HG_FLOAT16}, {"bfloat16", HG_BFLOAT16}};
 constexpr Name kEvents[] = {{"set", HG_REQUEST_SET},
                             {"append", HG_REQUEST_APPEND},

@@ -7,7 +7,7 @@
 namespace hybridgen {
 
 // Lowest first. Values are part of the C ABI (hybridgen.h); never renumber.
-enum class Isa : uint8_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+enum class Isa : uint8_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmxBf16 = 4 };
 
 constexpr const char* IsaName(Isa isa) {
   switch (isa) {
@@ -19,6 +19,8 @@ constexpr const char* IsaName(Isa isa) {
       return "avx512";
     case Isa::kAvx512Bf16:
       return "avx512_bf16";
+    case Isa::kAmxBf16:
+      return "amx_bf16";
   }
   return "unknown";
 }

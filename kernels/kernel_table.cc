@@ -8,7 +8,8 @@
 namespace hybridgen {
 
 absl::Span<const KernelSet> AllKernelSets() {
-  static const KernelSet kRows[] = {kPortableKernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16Kernels};
+  static const KernelSet kRows[] = {kPortableKernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16Kernels,
+                                    kAmxBf16Kernels};
   return kRows;
 }
 
@@ -32,8 +33,9 @@ absl::StatusOr<const KernelSet*> FindKernelSet(const CpuFeatures& features, Isa 
                                                       ", which this CPU lacks (it has: ", features.ToString(),
                                                       "); use '", SelectKernelSet(features).name, "'"));
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "isa ", static_cast<int>(isa), " has no kernels; use portable (0), avx2 (1), avx512 (2) or avx512_bf16 (3)"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("isa ", static_cast<int>(isa),
+                   " has no kernels; use portable (0), avx2 (1), avx512 (2), avx512_bf16 (3) or amx_bf16 (4)"));
 }
 
 }  // namespace hybridgen

@@ -30,9 +30,15 @@ CpuFeatures Zen4() {
   return f;
 }
 
+CpuFeatures SapphireRapids() {
+  CpuFeatures f = CooperLake();
+  f.amx_tile = f.amx_bf16 = true;
+  return f;
+}
+
 TEST(KernelTableTest, RowsAreCompleteAndInOrder) {
   const absl::Span<const KernelSet> rows = AllKernelSets();
-  ASSERT_EQ(rows.size(), 4u);
+  ASSERT_EQ(rows.size(), 5u);
   for (size_t i = 0; i < rows.size(); ++i) {
     EXPECT_EQ(rows[i].isa, static_cast<Isa>(i));
     EXPECT_STREQ(rows[i].name, IsaName(rows[i].isa));
@@ -52,6 +58,10 @@ TEST(KernelTableTest, SelectsTheBestRowThatTheCpuRuns) {
   EXPECT_EQ(SelectKernelSet(Skylake()).isa, Isa::kAvx512);
   EXPECT_EQ(SelectKernelSet(CooperLake()).isa, Isa::kAvx512) << "its dot products are slower than multiply-adds";
   EXPECT_EQ(SelectKernelSet(Zen4()).isa, Isa::kAvx512Bf16);
+  EXPECT_EQ(SelectKernelSet(SapphireRapids()).isa, Isa::kAmxBf16);
+  CpuFeatures refused = SapphireRapids();
+  refused.amx_refused = "no permission";
+  EXPECT_EQ(SelectKernelSet(refused).isa, Isa::kAvx512);
   CpuFeatures no_f16c = Haswell();
   no_f16c.f16c = false;
   EXPECT_EQ(SelectKernelSet(no_f16c).isa, Isa::kPortable);
@@ -75,6 +85,8 @@ TEST(KernelTableTest, RefusesWithWhatIsMissingAndWhatToUse) {
   EXPECT_NE(status.message().find("use 'avx2'"), std::string::npos) << status;
   const absl::Status no_bf16 = FindKernelSet(Skylake(), Isa::kAvx512Bf16).status();
   EXPECT_NE(no_bf16.message().find("need avx512_bf16"), std::string::npos) << no_bf16;
+  const absl::Status no_tiles = FindKernelSet(Zen4(), Isa::kAmxBf16).status();
+  EXPECT_NE(no_tiles.message().find("need amx_tile amx_bf16"), std::string::npos) << no_tiles;
   const absl::Status unknown = FindKernelSet(Skylake(), static_cast<Isa>(9)).status();
   EXPECT_EQ(unknown.code(), absl::StatusCode::kInvalidArgument);
 }

@@ -17,4 +17,5 @@ HG_ISA_COPTS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": _AVX512_COPTS,
     "avx512_bf16": _AVX512_COPTS + ["-mavx512bf16"],
+    "amx_bf16": _AVX512_COPTS + ["-mavx512bf16"],  # matrix tiles are used by assembly, which takes no flag
 }

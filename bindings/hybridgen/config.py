@@ -268,8 +268,8 @@ SETTINGS = (
     Setting(
         "isa",
         AUTO,
-        _choice(AUTO, "portable", "avx2", "avx512", "avx512_bf16"),
-        "auto, portable, avx2, avx512, avx512_bf16",
+        _choice(AUTO, "portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"),
+        "auto, portable, avx2, avx512, avx512_bf16, amx_bf16",
         "Kernel row; `auto` takes the best one that the CPU has.",
     ),
     Setting(

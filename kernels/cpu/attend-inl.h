@@ -1,40 +1,10 @@
 // Attention of a tile of rows over a list of pages: online softmax over chunks of 16-token groups. Textually included
-// once per ISA, after tile-inl.h.
+// once per ISA, after softmax-inl.h.
 #ifndef KERNELS_CPU_ATTEND_INL_H_
 #define KERNELS_CPU_ATTEND_INL_H_
 
 namespace hybridgen {
 namespace {
-
-// 16 consecutive tokens of one page.
-struct Group {
-  const char* k;  // as the score function reads it
-  const char* v;
-  int32_t position;  // of the first token
-  int32_t valid;     // tokens that exist, 1 to 16
-  const char* next;  // to fetch while this K is read: the run's next K, behind the last one V
-  int run;           // in the chunk
-  int step;          // in the run
-};
-
-// A group that some row of a block sees.
-struct SeenGroup {
-  const Group* group;
-  bool whole;  // by every row of the block, all 16 tokens
-};
-
-// Tokens [lo, hi) of a group that one query token sees; lo >= hi: none.
-struct Span {
-  int lo;
-  int hi;
-};
-
-HG_INLINE Span Visible(const Group& group, int32_t begin, int32_t end) {
-  // Compared before subtracting: begin and end may be anything, such as INT32_MAX for "no limit".
-  const int lo = begin <= group.position ? 0 : (begin >= group.position + 16 ? 16 : begin - group.position);
-  const int hi = end >= group.position + group.valid ? group.valid : (end <= group.position ? 0 : end - group.position);
-  return {lo, hi};
-}
 
 using ScoreFn = void (*)(const KeyGroups&, const Layout&, int, const float*, float*);
 using SumFn = void (*)(const ValueGroups&, const Layout&, int, const float*, float*);
@@ -48,6 +18,9 @@ enum class KeyOrder : uint8_t { kDimMajor, kPairMajor, kTokenMajor };
 constexpr int Log2(int x) { return x <= 1 ? 0 : 1 + Log2(x / 2); }
 constexpr int kRowBlockSizes = Log2(kRowBlock) + 1;
 
+struct Call;
+using ChunkFn = bool (*)(const Call&, Group*, const char* const*, int);
+
 // Everything that stays the same during one call.
 struct Call {
   const QueryTile* tile;
@@ -59,68 +32,31 @@ struct Call {
   Layout layout;
   float* q;                       // blocks of rows as the score function reads them
   int q_floats;                   // of a row in q
+  int row_block;                  // most rows of a block
+  int smallest_block;             // rows of the smallest one
   int max_groups;                 // of a chunk
-  float* scores;                  // [kRowBlock][kScoreStride]
-  float* keys;                    // transposed K: [kSharedChunkGroups][head_size][16]; null: K is read as it lies
-  ScoreFn score[kRowBlockSizes];  // by log2 of the block's rows
+  int groups_in_turn;             // of a run that stay neighbours in a chunk
+  float* scores;                  // [row_block][kScoreStride]
+  float* keys;                    // K in another form: [kSharedChunkGroups] groups of head_size * 16 floats
+  float* values;                  // V in another form
+  float* weights;                 // in another form
+  ChunkFn attend_chunk;           // all rows over one chunk
+  ScoreFn score[kRowBlockSizes];  // by log2 of the block's rows / smallest_block
   SumFn sum[kRowBlockSizes];
   EdgeFn edge;
   SoftmaxFn softmax;
 };
 
-HG_INLINE int BlockSizeIndex(int rows) {
+HG_INLINE int BlockSizeIndex(int rows, int smallest = 1) {
   int index = 0;
-  while ((1 << index) < rows) ++index;
+  while ((smallest << index) < rows) ++index;
   return index;
-}
-
-// Turns one row's scores into weights exp(logit - max) and folds the maximum and sum into the row's state. *decay: the
-// factor for what was accumulated before. False: a logit is +inf.
-template <bool kSoftCap, bool kAlibi>
-bool SoftmaxRow(const QueryTile& tile, int row, const SeenGroup* groups, int num_groups, float* scores, RowState state,
-                float* decay) {
-  const int token = row / tile.group;
-  const int32_t begin = tile.kv_begin[token];
-  const int32_t end = tile.kv_end[token];
-  const Vec scale = Set(tile.scale);
-  Vec max = Set(kMinusInfinity);
-  for (int i = 0; i < num_groups; ++i) {
-    Vec x = Mul(Load(scores + 16 * i), scale);
-    if constexpr (kSoftCap) x = Mul(Tanh(Mul(x, Set(1.0f / tile.soft_cap))), Set(tile.soft_cap));
-    if constexpr (kAlibi) {
-      alignas(64) static constexpr float kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-      const float distance = static_cast<float>(groups[i].group->position - tile.query_position[token]);
-      x = Fma(Add(Set(distance), Load(kLane)), Set(tile.alibi_slopes[row % tile.group]), x);
-    }
-    if (!groups[i].whole) {
-      const Span span = Visible(*groups[i].group, begin, end);
-      x = KeepLanes(x, span.lo, span.hi, kMinusInfinity);
-    }
-    Store(scores + 16 * i, x);
-    max = Max(max, x);
-  }
-  const float old_max = state.max[row];
-  const float chunk_max = HorizontalMax(max);
-  const float new_max = old_max > chunk_max ? old_max : chunk_max;
-  if (new_max == -kMinusInfinity) return false;
-  // All -inf so far: any finite reference gives weights of 0, while -inf - -inf would be NaN.
-  const float reference = new_max == kMinusInfinity ? 0.0f : new_max;
-  Vec sum = Zero();
-  for (int i = 0; i < num_groups; ++i) {
-    const Vec p = Exp(Sub(Load(scores + 16 * i), Set(reference)));
-    Store(scores + 16 * i, p);
-    sum = Add(sum, p);
-  }
-  *decay = Exp(old_max - reference);
-  state.max[row] = new_max;
-  state.sum[row] = state.sum[row] * *decay + HorizontalSum(sum);
-  return true;
 }
 
 // One block of rows over one chunk. next: for each group of the chunk, K to fetch ahead. False: a logit is +inf.
 bool AttendRows(const Call& call, const Group* chunk, const char* const* next, int num_groups, int first_row) {
   const QueryTile& tile = *call.tile;
-  const int rows = AtMost(kRowBlock, call.rows - first_row);
+  const int rows = AtMost(call.row_block, call.rows - first_row);
   const int first_token = first_row / tile.group;
   const int last_token = (first_row + rows - 1) / tile.group;
 
@@ -147,11 +83,11 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
   if (num_seen == 0) return true;
 
   keys.count = num_seen;
-  const int size = BlockSizeIndex(rows);
+  const int size = BlockSizeIndex(rows, call.smallest_block);
   call.score[size](keys, call.layout, tile.head_size, call.q + static_cast<size_t>(first_row) * call.q_floats,
                    call.scores);
 
-  float decay[kRowBlock];
+  float decay[kMaxRowBlock];
   for (int r = 0; r < rows; ++r) {
     if (!call.softmax(tile, first_row + r, seen, num_seen, call.scores + r * kScoreStride, call.state, &decay[r])) {
       return false;
@@ -175,7 +111,7 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
     for (int r = 0; r < rows; ++r) {
       const int token = (first_row + r) / tile.group;
       const Span span = Visible(*seen[i].group, tile.kv_begin[token], tile.kv_end[token]);
-      call.edge(seen[i].group->v, call.layout, call.scores + r * kScoreStride + 16 * i, span.lo, span.hi,
+      call.edge(seen[i].group->page_v, call.layout, call.scores + r * kScoreStride + 16 * i, span.lo, span.hi,
                 acc + static_cast<size_t>(r) * call.vecs * 16);
     }
   }
@@ -196,27 +132,40 @@ void TransposeKeys(const Group& group, DType dtype, int64_t token_bytes, int hea
   }
 }
 
+// All rows over one chunk. False: a logit is +inf.
+bool AttendBlocks(const Call& call, Group* chunk, const char* const* next_keys, int num_groups) {
+  for (int row = 0; row < call.rows; row += call.row_block) {
+    if (!AttendRows(call, chunk, next_keys, num_groups, row)) return false;
+  }
+  return true;
+}
+
+// The same for strided K that is transposed first.
+bool AttendTransposed(const Call& call, Group* chunk, const char* const* next_keys, int num_groups) {
+  const PageGeometry& geometry = call.args->geometry;
+  for (int i = 0; i < num_groups; ++i) {
+    float* keys = call.keys + static_cast<size_t>(i) * 16 * geometry.head_size;
+    TransposeKeys(chunk[i], geometry.dtype, call.layout.key.token, geometry.head_size, keys);
+    chunk[i].k = reinterpret_cast<const char*>(keys);
+  }
+  return AttendBlocks(call, chunk, next_keys, num_groups);
+}
+
 // All rows over one chunk, while the K of what comes next is fetched: next[0, num_next) are its groups, at least those
 // that its runs begin with. False: a logit is +inf.
 bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* next, int num_next) {
   const char* next_keys[kChunkGroups];
+  const char* begin[kMaxRuns];  // of each run that comes next
+  int num_runs = 0;
+  for (int i = 0; i < num_next; ++i) {
+    if (next[i].step == 0) begin[num_runs++] = next[i].k;
+  }
   for (int i = 0; i < num_groups; ++i) {
     // V of a packed run ends in the fetch of the next K run's begin, of which every group takes its part.
-    next_keys[i] = call.packed ? next[AtMost(num_next - 1, chunk[i].run)].k + chunk[i].step * call.layout.ahead.vec
+    next_keys[i] = call.packed ? begin[AtMost(num_runs - 1, chunk[i].run)] + chunk[i].step * call.layout.ahead.vec
                                : next[AtMost(num_next - 1, i)].k;
   }
-  if (call.keys != nullptr) {
-    const PageGeometry& geometry = call.args->geometry;
-    for (int i = 0; i < num_groups; ++i) {
-      float* keys = call.keys + static_cast<size_t>(i) * 16 * geometry.head_size;
-      TransposeKeys(chunk[i], geometry.dtype, call.layout.key.token, geometry.head_size, keys);
-      chunk[i].k = reinterpret_cast<const char*>(keys);
-    }
-  }
-  for (int row = 0; row < call.rows; row += kRowBlock) {
-    if (!AttendRows(call, chunk, next_keys, num_groups, row)) return false;
-  }
-  return true;
+  return call.attend_chunk(call, chunk, next_keys, num_groups);
 }
 
 // Queries as float32, each block of rows filled up with zeros to 1, 2, 4, ... rows.
@@ -336,13 +285,14 @@ Addressing SetLayout(Call& call) {
     int ahead = AtMost(call.vecs, 16 * call.vecs / g.page_tokens);
     if (ahead == 0) ahead = 1;
     if (call.rows == 1 && g.page_tokens >= 64) ahead = 0;
-    call.layout = {{256 * element, 16 * element}, value, call.vecs, 0, ahead, value};
+    call.layout = {{256 * element, 16 * element}, value, call.vecs, 0, ahead, value, call.weights};
     const int64_t head = g.page_tokens * call.vecs * 16 * element;
     return {head, head, 16 * call.vecs * 16 * element, 16 * 16 * element};
   }
   const Strides key = {16 * element, g.k_token_stride * element};
-  call.layout = {key, {16 * element, g.v_token_stride * element}, g.head_size / 16, g.head_size % 16 != 0, call.vecs,
-                 key};
+  call.layout = {
+      key,         {16 * element, g.v_token_stride * element}, g.head_size / 16, g.head_size % 16 != 0, call.vecs, key,
+      call.weights};
   return {g.k_head_stride * element, g.v_head_stride * element, 16 * g.k_token_stride * element,
           16 * g.v_token_stride * element};
 }
@@ -369,6 +319,7 @@ int NextRun(Cursor& cursor, int run, int limit, Group* groups) {
     const int index = cursor.token / 16;
     Group group = {k + index * cursor.address.k_group,
                    v + index * cursor.address.v_group,
+                   v + index * cursor.address.v_group,
                    page.first_position + cursor.token,
                    AtMost(16, page.num_tokens - cursor.token),
                    nullptr,
@@ -387,7 +338,7 @@ int NextRun(Cursor& cursor, int run, int limit, Group* groups) {
 }
 
 // Fills `chunk` with the runs that come next and returns the number of groups; 0 at the end. First all runs' first
-// groups, then their second ones, and so on: neighbours are read side by side.
+// groups (groups_in_turn of each), then the next ones, and so on: neighbours are read side by side.
 int NextChunk(Cursor& cursor, Group* chunk) {
   Group runs[kMaxRuns][kRunGroups];
   int lengths[kMaxRuns];
@@ -400,25 +351,27 @@ int NextChunk(Cursor& cursor, Group* chunk) {
     lengths[num_runs++] = length;
   }
   int count = 0;
-  for (int step = 0; step < kRunGroups; ++step) {
+  const int in_turn = cursor.call->groups_in_turn;
+  for (int first = 0; first < kRunGroups; first += in_turn) {
     for (int run = 0; run < num_runs; ++run) {
-      if (step >= lengths[run]) continue;
-      const bool last = step + 1 == lengths[run];
-      Group& group = chunk[count++];
-      group = runs[run][step];
-      if (!cursor.call->packed) {
-        group.next = group.v;
-      } else if (last) {
-        group.next = runs[run][0].v;
-      } else {
-        group.next = cursor.call->layout.vecs_ahead > 0 ? runs[run][step + 1].k : group.k;
+      for (int step = first; step < AtMost(lengths[run], first + in_turn); ++step) {
+        const bool last = step + 1 == lengths[run];
+        Group& group = chunk[count++];
+        group = runs[run][step];
+        if (!cursor.call->packed) {
+          group.next = group.v;
+        } else if (last) {
+          group.next = runs[run][0].v;
+        } else {
+          group.next = cursor.call->layout.vecs_ahead > 0 ? runs[run][step + 1].k : group.k;
+        }
       }
     }
   }
   return count;
 }
 
-KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState state, void* scratch) {
+Call StartCall(const QueryTile& tile, const AttendArgs& args, RowState state, void* scratch) {
   Call call;
   call.tile = &tile;
   call.args = &args;
@@ -426,23 +379,40 @@ KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState stat
   call.rows = tile.num_tokens * tile.group;
   call.vecs = (tile.head_size + 15) / 16;
   call.packed = args.geometry.format == PageFormat::kPackedV1;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
+  call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);
+  call.scores = call.q + ScratchQueryFloats(tile.head_size);
+  call.keys = call.scores + ScratchScoreFloats();
+  call.values = call.keys + ScratchKeyFloats(tile.head_size);
+  call.weights = call.values + ScratchValueFloats(tile.head_size);
+  return call;
+}
+
+// Fills in how blocks are attended by vectors; returns the order of K that the queries have to be packed for.
+KeyOrder UseVectors(Call& call) {
+  const QueryTile& tile = *call.tile;
   const bool one_block = call.rows <= kRowBlock;
   // Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less than transposing
   // 16 tokens. Several blocks share a transposition, but would each widen and reduce.
   const bool pairs =
-      kHasPairDot && call.packed && args.geometry.dtype == DType::kBFloat16 && tile.dtype == DType::kBFloat16;
+      kHasPairDot && call.packed && call.args->geometry.dtype == DType::kBFloat16 && tile.dtype == DType::kBFloat16;
   const KeyOrder order = pairs                       ? KeyOrder::kPairMajor
                          : !call.packed && one_block ? KeyOrder::kTokenMajor
                                                      : KeyOrder::kDimMajor;
+  call.row_block = kRowBlock;
+  call.smallest_block = 1;
   call.max_groups = one_block ? kChunkGroups : kSharedChunkGroups;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
-  call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);
+  call.groups_in_turn = 1;
   call.q_floats = order == KeyOrder::kTokenMajor ? 16 * call.vecs : tile.head_size;
-  call.scores = call.q + ScratchQueryFloats(tile.head_size);
-  call.keys = !call.packed && order == KeyOrder::kDimMajor ? call.scores + ScratchScoreFloats() : nullptr;
+  call.attend_chunk = !call.packed && order == KeyOrder::kDimMajor ? AttendTransposed : AttendBlocks;
   SelectFunctions(call, order);
+  return order;
+}
+
+// Walks all pages, once it is settled how blocks are attended.
+KernelResult AttendPages(Call& call) {
+  const AttendArgs& args = *call.args;
   Cursor cursor = {&call, SetLayout(call), 0, 0};
-  PackQueries(call, order);
 
   Group chunks[2][kChunkGroups];
   int count = NextChunk(cursor, chunks[0]);
@@ -464,6 +434,12 @@ KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState stat
     count = num_next;
   }
   return KernelResult::kOk;
+}
+
+KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState state, void* scratch) {
+  Call call = StartCall(tile, args, state, scratch);
+  PackQueries(call, UseVectors(call));
+  return AttendPages(call);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "kernels/cpu/elements-inl.h"
 #include "kernels/cpu/rows-inl.h"
 #include "kernels/cpu/tile-inl.h"
+#include "kernels/cpu/softmax-inl.h"
 #include "kernels/cpu/attend-inl.h"
 // clang-format on
 

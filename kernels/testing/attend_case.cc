@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "kernels/cpu/kernels_amx_emulated.h"
 #include "kernels/kernel_table.h"
 #include "kernels/testing/red_zone.h"
 
@@ -298,6 +299,20 @@ const std::vector<const KernelSet*>& RunnableKernelSets() {
       } else {
         std::printf("SKIPPED: kernels '%s': this CPU lacks %s\n", row.name, missing.c_str());
       }
+    }
+    return sets;
+  }();
+  return *kSets;
+}
+
+const std::vector<const KernelSet*>& EmulatedKernelSets() {
+  static const std::vector<const KernelSet*>* const kSets = [] {
+    const std::string missing = MissingFeatures(DetectCpuFeatures(), Isa::kAvx512Bf16);
+    auto* sets = new std::vector<const KernelSet*>;
+    if (missing.empty()) {
+      sets->push_back(&kAmxEmulatedKernels);
+    } else {
+      std::printf("SKIPPED: kernels '%s': this CPU lacks %s\n", kAmxEmulatedKernels.name, missing.c_str());
     }
     return sets;
   }();
