@@ -25,4 +25,6 @@ const KernelSet kAmxEmulatedKernels = {
 
 int64_t EmulatedTileDots() { return tile_machine.dots; }
 
+bool EmulatedTilesConfigured() { return tile_machine.configured; }
+
 }  // namespace hybridgen

@@ -13,6 +13,9 @@ extern const KernelSet kAmxEmulatedKernels;
 // Products of tiles that this thread has computed.
 int64_t EmulatedTileDots();
 
+// Whether tiles of this thread are configured.
+bool EmulatedTilesConfigured();
+
 }  // namespace hybridgen
 
 #endif  // KERNELS_CPU_KERNELS_AMX_EMULATED_H_
