@@ -89,7 +89,7 @@ struct AttentionWorker::Scratch {
   }
 };
 
-AttentionWorker::AttentionWorker(Executor* executor, const KernelSet* kernels, DType dtype, int head_size,
+AttentionWorker::AttentionWorker(Executor* executor, const KernelSet& kernels, DType dtype, int head_size,
                                  int num_kv_heads, TierPacers pacers, HeadGroups head_groups)
     : executor_(executor),
       kernels_(kernels),
@@ -135,7 +135,7 @@ absl::Status AttentionWorker::Write(const LayerCall& call, absl::Span<const Writ
       }
       args.key = At(call.key, dtype_, run.token, group * args.geometry.kv_heads);
       args.value = At(call.value, dtype_, run.token, group * args.geometry.kv_heads);
-      kernels_->write_kv(args);
+      kernels_.write_kv(args);
     }
   };
   if (call.plan->tokens_written * num_kv_heads_ <= kInlineRows) {
@@ -177,6 +177,7 @@ void AttentionWorker::AttendPages(const LayerCall& call, const WorkItem& item, P
     }
     if (count == 0) continue;
     args.num_pages = count;
+    const AttendFn attend = kernels_.attend(args.geometry);
     for (int head = heads.begin; head < heads.end; ++head) {
       QueryTile rows = tile.rows;
       const int64_t query_head = tile.first_query_head + static_cast<int64_t>(head - heads.begin) * group;
@@ -185,7 +186,7 @@ void AttentionWorker::AttendPages(const LayerCall& call, const WorkItem& item, P
       args.kv_head = head - first_head;
       args.next_kv_head = head + 1 < heads.end ? args.kv_head + 1 : -1;
       const int rows_per_head = rows.num_tokens * rows.group;
-      if (kernels_->attend(rows, args, scratch.Rows((head - heads.begin) * rows_per_head), scratch.kernel.get()) ==
+      if (attend(rows, args, scratch.Rows((head - heads.begin) * rows_per_head), scratch.kernel.get()) ==
           KernelResult::kInfiniteLogit) {
         infinite_logit_.store(true, std::memory_order_relaxed);
       }
@@ -224,8 +225,8 @@ void AttentionWorker::AttendItem(const LayerCall& call, const WorkItem& item, Sc
         const float* sinks =
             item.owns_sink && !call.params->sinks.empty() ? call.params->sinks.data() + head * group + g : nullptr;
         for (int32_t h = 0; h < head_step; ++h) {
-          kernels_->init_rows(tile.rows, sinks == nullptr ? nullptr : sinks + h * group,
-                              scratch.Rows(h * rows_per_head));
+          kernels_.init_rows(tile.rows, sinks == nullptr ? nullptr : sinks + h * group,
+                             scratch.Rows(h * rows_per_head));
         }
         const Range heads{head, head + head_step};
         AttendPages(call, item, PageKind::kPool, item.pool_pages, heads, tile, scratch);
@@ -249,7 +250,7 @@ void AttentionWorker::AttendItem(const LayerCall& call, const WorkItem& item, Sc
             out.lse_token_stride = num_query_heads;
             out.lse_head_stride = 1;
           }
-          kernels_->finalize_rows(tile.rows, scratch.Rows(h * rows_per_head), out);
+          kernels_.finalize_rows(tile.rows, scratch.Rows(h * rows_per_head), out);
         }
       }
     }
@@ -307,13 +308,13 @@ absl::Status AttentionWorker::Merge(const LayerCall& call, absl::Span<const Merg
         scratch.merge_lse[p] = call.partials.lse[row];
       }
       if (to == nullptr) {
-        kernels_->merge_rows(scratch.merge_o.data(), scratch.merge_lse.data(), item.count, head_size_,
-                             At(call.output, dtype_, item.token, head), dtype_);
+        kernels_.merge_rows(scratch.merge_o.data(), scratch.merge_lse.data(), item.count, head_size_,
+                            At(call.output, dtype_, item.token, head), dtype_);
         continue;
       }
       const int64_t row = static_cast<int64_t>(item.token) * num_query_heads + head;
-      to->lse[row] = kernels_->merge_rows(scratch.merge_o.data(), scratch.merge_lse.data(), item.count, head_size_,
-                                          to->o + row * head_size_, DType::kFloat32);
+      to->lse[row] = kernels_.merge_rows(scratch.merge_o.data(), scratch.merge_lse.data(), item.count, head_size_,
+                                         to->o + row * head_size_, DType::kFloat32);
     }
   };
   if (static_cast<int64_t>(merges.size()) * num_query_heads <= kInlineRows) {

@@ -21,9 +21,9 @@ namespace hybridgen {
 
 class AttentionWorker {
  public:
-  // `executor` and `kernels` outlive the worker. Allocates every worker's scratch once. Attend's reads are paced by
+  // `executor` outlives the worker. Allocates every worker's scratch once. Attend's reads are paced by
   // `pacers`; threads prefer the items of the head group whose memory is nearest.
-  AttentionWorker(Executor* executor, const KernelSet* kernels, DType dtype, int head_size, int num_kv_heads,
+  AttentionWorker(Executor* executor, const KernelSet& kernels, DType dtype, int head_size, int num_kv_heads,
                   TierPacers pacers = TierPacers(), HeadGroups head_groups = HeadGroups());
   ~AttentionWorker();
 
@@ -52,7 +52,7 @@ class AttentionWorker {
                    const struct Tile& tile, Scratch& scratch);
 
   Executor* const executor_;
-  const KernelSet* const kernels_;
+  const KernelSet kernels_;
   const DType dtype_;
   const int head_size_;
   const int num_kv_heads_;

@@ -228,12 +228,12 @@ const char* hg_build_info(void) {
   static const std::string* const info = [] {
     const hybridgen::CpuFeatures features = hybridgen::DetectCpuFeatures();
     std::string rows;
-    for (const hybridgen::KernelSet& set : hybridgen::AllKernelSets()) {
-      absl::StrAppend(&rows, rows.empty() ? "" : " ", set.name,
-                      hybridgen::Supports(features, set.isa) ? "" : " (not on this CPU)");
+    for (const hybridgen::Isa isa : hybridgen::AllIsas()) {
+      absl::StrAppend(&rows, rows.empty() ? "" : " ", hybridgen::IsaName(isa),
+                      hybridgen::Supports(features, isa) ? "" : " (not on this CPU)");
     }
     return new std::string(absl::StrCat("hybridgen ", kVersion, ", ABI ", HG_ABI_VERSION, ", kernels: ", rows,
-                                        ", selected: ", hybridgen::SelectKernelSet(features).name,
+                                        ", selected: ", hybridgen::SelectKernels(features).name,
                                         ", CPU features: ", features.ToString()));
   }();
   return info->c_str();

@@ -21,7 +21,7 @@ struct EmulatedDeviceOptions {
   int num_kv_heads = 0;
   double gigabytes_per_second = 0;  // paces attention to this read rate; 0: as fast as it goes
   absl::Duration timeout = absl::Seconds(60);
-  const KernelSet* kernels = nullptr;
+  KernelSet kernels;
   AttentionWorker* host = nullptr;  // the CPU worker, which RunLayer drives; outlives the device
   // Null without host tiers; then EnqueueCopies is refused.
   std::shared_ptr<const PageCopier> copier;

@@ -13,7 +13,7 @@ EmulatedDeviceOptions Options(absl::Duration timeout) {
   EmulatedDeviceOptions options;
   options.head_size = 8;
   options.num_kv_heads = 1;
-  options.kernels = &AllKernelSets()[0];
+  options.kernels = SelectKernels(CpuFeatures());
   options.timeout = timeout;
   return options;
 }

@@ -60,7 +60,7 @@ Gate& TheGate() {
 void GatedConvert(KvRole role, const PageGeometry& from, uint64_t from_page, const PageGeometry& to, uint64_t to_page,
                   int num_tokens) {
   TheGate().Pass();
-  AllKernelSets()[0].convert_page(role, from, from_page, to, to_page, num_tokens);
+  SelectKernels(CpuFeatures()).convert_page(role, from, from_page, to, to_page, num_tokens);
 }
 
 class MoverTest : public testing::Test {
@@ -83,9 +83,9 @@ class MoverTest : public testing::Test {
       layers[l].host = geometry_;
       layers[l].host_k = layers[l].host_v = l * layer_bytes_;
     }
-    kernels_ = AllKernelSets()[0];
+    kernels_ = SelectKernels(CpuFeatures());
     kernels_.convert_page = GatedConvert;
-    copier_ = std::make_shared<const PageCopier>(&kernels_, host_.get(), layers);
+    copier_ = std::make_shared<const PageCopier>(kernels_, host_.get(), layers);
     for (int page = 0; page < kPages; ++page) {
       std::vector<float> content(kLayers * layer_bytes_ / sizeof(float));
       std::iota(content.begin(), content.end(), static_cast<float>(1000 * page));

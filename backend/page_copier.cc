@@ -27,14 +27,14 @@ void PageCopier::CopyHeadGroup(const CopyTask& task, const LayerPages& layer, in
     const KvRole kv = role == PageRole::kKey ? KvRole::kKey : KvRole::kValue;
     switch (task.kind) {
       case CopyTask::Kind::kPublish:
-        kernels_->convert_page(kv, pool_geometry, pool + pool_offset, layer.host, address(role, to), task.num_tokens);
+        kernels_.convert_page(kv, pool_geometry, pool + pool_offset, layer.host, address(role, to), task.num_tokens);
         return;
       case CopyTask::Kind::kRecall:
-        kernels_->convert_page(kv, layer.host, address(role, to), pool_geometry, pool + pool_offset, task.num_tokens);
+        kernels_.convert_page(kv, layer.host, address(role, to), pool_geometry, pool + pool_offset, task.num_tokens);
         return;
       case CopyTask::Kind::kMigrate:
         if (from.index < 0) return;  // this role stays
-        kernels_->convert_page(kv, layer.host, address(role, from), layer.host, address(role, to), task.num_tokens);
+        kernels_.convert_page(kv, layer.host, address(role, from), layer.host, address(role, to), task.num_tokens);
         return;
     }
   };

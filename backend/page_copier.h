@@ -17,7 +17,7 @@ namespace hybridgen {
 class PageCopier {
  public:
   // One entry of `layers` per stored layer (layers that share KV appear once). All pointers outlive the copier.
-  PageCopier(const KernelSet* kernels, const HostTiers* host, std::vector<LayerPages> layers)
+  PageCopier(const KernelSet& kernels, const HostTiers* host, std::vector<LayerPages> layers)
       : kernels_(kernels), host_(host), layers_(std::move(layers)) {}
 
   // Copies every layer of the tasks' blocks; both roles, or for a migration those that move. Does not report to the
@@ -34,7 +34,7 @@ class PageCopier {
  private:
   void CopyHeadGroup(const CopyTask& task, const LayerPages& layer, int group) const;
 
-  const KernelSet* const kernels_;
+  const KernelSet kernels_;
   const HostTiers* const host_;
   const std::vector<LayerPages> layers_;
 };

@@ -53,7 +53,7 @@ TierPacers CpuPacers(const BackendOptions& options) {
 
 // The CPU worker with the threads that it runs on.
 struct CpuWorker {
-  CpuWorker(const BackendOptions& options, const KernelSet* kernels, std::unique_ptr<Executor> threads,
+  CpuWorker(const BackendOptions& options, const KernelSet& kernels, std::unique_ptr<Executor> threads,
             const HeadGroups& head_groups)
       : executor(std::move(threads)),
         attention(executor.get(), kernels, options.dtype, options.head_size, options.num_kv_heads, CpuPacers(options),
@@ -71,7 +71,7 @@ struct KeptForWorker {
 
 class BackendImpl final : public PagedAttentionBackend {
  public:
-  BackendImpl(const BackendOptions& options, const KernelSet* kernels, std::unique_ptr<Executor> executor,
+  BackendImpl(const BackendOptions& options, const KernelSet& kernels, std::unique_ptr<Executor> executor,
               const HeadGroups& head_groups, std::shared_ptr<DeviceStream> stream)
       : o_(options),
         id_(NextId()),
@@ -186,7 +186,7 @@ class BackendImpl final : public PagedAttentionBackend {
 
   BackendOptions o_;
   const uint64_t id_;
-  const KernelSet* const kernels_;
+  const KernelSet kernels_;
   const HeadGroups head_groups_;
   const std::shared_ptr<DeviceStream> stream_;  // null but for kind cuda; outlives what is registered with it
   const std::shared_ptr<CpuWorker> cpu_owner_;  // with a device that may hold on to it
@@ -406,7 +406,7 @@ std::string BackendImpl::StatisticsJson() const {
   BackendStatistics s;
   s.device_kind = DeviceKindName(o_.device_kind);
   s.binding = o_.binding == Binding::kIdentity ? "identity" : "tiered";
-  s.kernels = kernels_->name;
+  s.kernels = kernels_.name;
   s.executor = executor_->description();
   s.steps = steps_;
   s.tokens_written = tokens_written_;
@@ -471,9 +471,9 @@ absl::StatusOr<std::unique_ptr<PagedAttentionBackend>> PagedAttentionBackend::Cr
     }
   }
   const CpuFeatures features = DetectCpuFeatures();
-  const KernelSet* kernels = &SelectKernelSet(features);
+  KernelSet kernels = SelectKernels(features);
   if (!options.isa_is_auto) {
-    absl::StatusOr<const KernelSet*> wanted = FindKernelSet(features, options.isa);
+    absl::StatusOr<KernelSet> wanted = FindKernels(features, options.isa);
     if (!wanted.ok()) return wanted.status();
     kernels = *wanted;
   }

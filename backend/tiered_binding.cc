@@ -60,7 +60,7 @@ int64_t DevicePageBytes(const BackendOptions& options) {
 }
 
 absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptions& options,
-                                                              const HeadGroups& head_groups, const KernelSet* kernels,
+                                                              const HeadGroups& head_groups, const KernelSet& kernels,
                                                               const TieredPool& pool, int num_layers,
                                                               const TieredSystem& system) {
   if (absl::Status status = CheckPool(pool, num_layers); !status.ok()) return status;

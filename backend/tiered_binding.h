@@ -63,11 +63,11 @@ struct TieredSystem {
   DeviceRegistrar* registrar = nullptr;  // as HostTiersOptions::registrar
 };
 
-// Reserves the host tiers in full. `kernels` outlives the result.
+// Reserves the host tiers in full.
 // Errors: InvalidArgument for a malformed pool; ResourceExhausted with the sizes when a tier is larger than what may be
 // reserved, or when all tiers together cannot hold pool.num_blocks.
 absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptions& options,
-                                                              const HeadGroups& head_groups, const KernelSet* kernels,
+                                                              const HeadGroups& head_groups, const KernelSet& kernels,
                                                               const TieredPool& pool, int num_layers,
                                                               const TieredSystem& system = TieredSystem());
 

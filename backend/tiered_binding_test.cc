@@ -41,7 +41,7 @@ class TieredBindingTest : public ::testing::Test {
     for (std::vector<char>& region : regions_) pool.data.push_back(region.data());
     pool.bytes = regions_[0].size();
     pool.num_blocks = kBlocks;
-    return BindTieredPool(options_, groups_, &AllKernelSets()[0], pool, 2, system_);
+    return BindTieredPool(options_, groups_, SelectKernels(CpuFeatures()), pool, 2, system_);
   }
 
   nlohmann::json Statistics(const TieredBinding& binding) {

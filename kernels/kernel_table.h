@@ -9,15 +9,18 @@
 
 namespace hybridgen {
 
-// Rows of the table, lowest ISA first. Static storage.
-absl::Span<const KernelSet> AllKernelSets();
+// The table, lowest ISA first. Static storage.
+absl::Span<const KernelRow> AllKernelRows();
+// The ISA levels that have rows, in the same order.
+absl::Span<const Isa> AllIsas();
 
-// The fastest row that `features` may run, which is the last one unless its instructions are slow on this CPU. Never
-// fails: the portable row runs everywhere.
-const KernelSet& SelectKernelSet(const CpuFeatures& features);
+// For every operation and class of pages the last row that `features` may run and whose instructions are not slow on
+// this CPU. Never fails: the portable rows run everywhere.
+KernelSet SelectKernels(const CpuFeatures& features);
 
-// The row of exactly this ISA, or FailedPrecondition naming what the CPU lacks.
-absl::StatusOr<const KernelSet*> FindKernelSet(const CpuFeatures& features, Isa isa);
+// The same up to the rows of `isa`, which count whether they are slow or not. Errors: FailedPrecondition naming what
+// the CPU lacks.
+absl::StatusOr<KernelSet> FindKernels(const CpuFeatures& features, Isa isa);
 
 }  // namespace hybridgen
 

@@ -36,59 +36,110 @@ CpuFeatures SapphireRapids() {
   return f;
 }
 
-TEST(KernelTableTest, RowsAreCompleteAndInOrder) {
-  const absl::Span<const KernelSet> rows = AllKernelSets();
-  ASSERT_EQ(rows.size(), 5u);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    EXPECT_EQ(rows[i].isa, static_cast<Isa>(i));
-    EXPECT_STREQ(rows[i].name, IsaName(rows[i].isa));
-    EXPECT_NE(rows[i].init_rows, nullptr);
-    EXPECT_NE(rows[i].attend, nullptr);
-    EXPECT_NE(rows[i].finalize_rows, nullptr);
-    EXPECT_NE(rows[i].merge_rows, nullptr);
-    EXPECT_NE(rows[i].write_kv, nullptr);
-    EXPECT_NE(rows[i].convert_page, nullptr);
-    for (size_t j = 0; j < i; ++j) EXPECT_NE(rows[i].attend, rows[j].attend) << "two rows share one compilation";
+// Attend of these pages in a set.
+AttendFn Attend(const KernelSet& set, PageFormat format, DType dtype, int head_size) {
+  PageGeometry pages;
+  pages.format = format;
+  pages.dtype = dtype;
+  pages.head_size = head_size;
+  return set.attend(pages);
+}
+
+TEST(KernelTableTest, RowsAreInTheOrderOfTheirIsaAndHaveTheirFunction) {
+  Isa last = Isa::kPortable;
+  for (const KernelRow& row : AllKernelRows()) {
+    EXPECT_GE(row.isa, last);
+    last = row.isa;
+    const bool has[] = {row.init_rows != nullptr,  row.attend != nullptr,   row.finalize_rows != nullptr,
+                        row.merge_rows != nullptr, row.write_kv != nullptr, row.convert_page != nullptr};
+    const Operation operations[] = {Operation::kInitRows,  Operation::kAttend,  Operation::kFinalizeRows,
+                                    Operation::kMergeRows, Operation::kWriteKv, Operation::kConvertPage};
+    for (int i = 0; i < 6; ++i) {
+      EXPECT_EQ(has[i], row.operation == operations[i]) << IsaName(row.isa) << " " << static_cast<int>(row.operation);
+    }
+  }
+  EXPECT_EQ(last, AllIsas().back());
+}
+
+TEST(KernelTableTest, EverySetIsComplete) {
+  for (const CpuFeatures& features : {CpuFeatures(), Haswell(), Skylake(), CooperLake(), Zen4(), SapphireRapids()}) {
+    const KernelSet set = SelectKernels(features);
+    EXPECT_STREQ(set.name, IsaName(set.isa));
+    EXPECT_NE(set.init_rows, nullptr);
+    EXPECT_NE(set.finalize_rows, nullptr);
+    EXPECT_NE(set.merge_rows, nullptr);
+    EXPECT_NE(set.write_kv, nullptr);
+    EXPECT_NE(set.convert_page, nullptr);
+    for (const auto& by_dtype : set.attend_by) {
+      for (const auto& by_heads : by_dtype) {
+        for (const AttendFn attend : by_heads) EXPECT_NE(attend, nullptr) << set.name;
+      }
+    }
   }
 }
 
-TEST(KernelTableTest, SelectsTheBestRowThatTheCpuRuns) {
-  EXPECT_EQ(SelectKernelSet(CpuFeatures()).isa, Isa::kPortable);
-  EXPECT_EQ(SelectKernelSet(Haswell()).isa, Isa::kAvx2);
-  EXPECT_EQ(SelectKernelSet(Skylake()).isa, Isa::kAvx512);
-  EXPECT_EQ(SelectKernelSet(CooperLake()).isa, Isa::kAvx512) << "its dot products are slower than multiply-adds";
-  EXPECT_EQ(SelectKernelSet(Zen4()).isa, Isa::kAvx512Bf16);
-  EXPECT_EQ(SelectKernelSet(SapphireRapids()).isa, Isa::kAmxBf16);
+TEST(KernelTableTest, SelectsTheBestRowsThatTheCpuRuns) {
+  EXPECT_EQ(SelectKernels(CpuFeatures()).isa, Isa::kPortable);
+  EXPECT_EQ(SelectKernels(Haswell()).isa, Isa::kAvx2);
+  EXPECT_EQ(SelectKernels(Skylake()).isa, Isa::kAvx512);
+  EXPECT_EQ(SelectKernels(CooperLake()).isa, Isa::kAvx512) << "its dot products are slower than multiply-adds";
+  EXPECT_EQ(SelectKernels(Zen4()).isa, Isa::kAvx512Bf16);
+  EXPECT_EQ(SelectKernels(SapphireRapids()).isa, Isa::kAmxBf16);
   CpuFeatures refused = SapphireRapids();
   refused.amx_refused = "no permission";
-  EXPECT_EQ(SelectKernelSet(refused).isa, Isa::kAvx512);
+  EXPECT_EQ(SelectKernels(refused).isa, Isa::kAvx512);
   CpuFeatures no_f16c = Haswell();
   no_f16c.f16c = false;
-  EXPECT_EQ(SelectKernelSet(no_f16c).isa, Isa::kPortable);
+  EXPECT_EQ(SelectKernels(no_f16c).isa, Isa::kPortable);
   CpuFeatures knights_landing = Haswell();
   knights_landing.avx512f = true;  // without BW, DQ and VL
-  EXPECT_EQ(SelectKernelSet(knights_landing).isa, Isa::kAvx2);
+  EXPECT_EQ(SelectKernels(knights_landing).isa, Isa::kAvx2);
 }
 
-TEST(KernelTableTest, FindsExactlyTheRowAskedFor) {
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
-    const absl::StatusOr<const KernelSet*> row = FindKernelSet(CooperLake(), isa);
-    ASSERT_TRUE(row.ok()) << row.status();
-    EXPECT_EQ((*row)->isa, isa);
+TEST(KernelTableTest, ARowReplacesOthersOnlyForThePagesItServes) {
+  const KernelSet below = SelectKernels(Skylake());
+  const KernelSet set = SelectKernels(Zen4());
+  EXPECT_NE(Attend(set, PageFormat::kPackedV1, DType::kBFloat16, 128),
+            Attend(below, PageFormat::kPackedV1, DType::kBFloat16, 128));
+  EXPECT_NE(Attend(set, PageFormat::kPackedV1, DType::kBFloat16, 72),
+            Attend(below, PageFormat::kPackedV1, DType::kBFloat16, 72));
+  for (const int head_size : {72, 128}) {
+    EXPECT_EQ(Attend(set, PageFormat::kStrided, DType::kBFloat16, head_size),
+              Attend(below, PageFormat::kStrided, DType::kBFloat16, head_size));
+    EXPECT_EQ(Attend(set, PageFormat::kPackedV1, DType::kFloat16, head_size),
+              Attend(below, PageFormat::kPackedV1, DType::kFloat16, head_size));
+  }
+  EXPECT_EQ(set.merge_rows, below.merge_rows);
+  const KernelSet tiles = SelectKernels(SapphireRapids());
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    EXPECT_EQ(Attend(tiles, PageFormat::kPackedV1, dtype, 128) == Attend(below, PageFormat::kPackedV1, dtype, 128),
+              dtype == DType::kFloat32);
+    EXPECT_EQ(Attend(tiles, PageFormat::kPackedV1, dtype, 72), Attend(below, PageFormat::kPackedV1, dtype, 72));
+    EXPECT_EQ(Attend(tiles, PageFormat::kStrided, dtype, 128), Attend(below, PageFormat::kStrided, dtype, 128));
+  }
+}
+
+TEST(KernelTableTest, FindsTheRowsUpToTheIsaAskedFor) {
+  for (const Isa isa : AllIsas()) {
+    if (!Supports(CooperLake(), isa)) continue;
+    const absl::StatusOr<KernelSet> set = FindKernels(CooperLake(), isa);
+    ASSERT_TRUE(set.ok()) << set.status();
+    EXPECT_EQ(set->isa, isa);
   }
 }
 
 TEST(KernelTableTest, RefusesWithWhatIsMissingAndWhatToUse) {
-  const absl::Status status = FindKernelSet(Haswell(), Isa::kAvx512).status();
+  const absl::Status status = FindKernels(Haswell(), Isa::kAvx512).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_NE(status.message().find("avx512f avx512bw avx512dq avx512vl"), std::string::npos) << status;
   EXPECT_NE(status.message().find("use 'avx2'"), std::string::npos) << status;
-  const absl::Status no_bf16 = FindKernelSet(Skylake(), Isa::kAvx512Bf16).status();
+  const absl::Status no_bf16 = FindKernels(Skylake(), Isa::kAvx512Bf16).status();
   EXPECT_NE(no_bf16.message().find("need avx512_bf16"), std::string::npos) << no_bf16;
-  const absl::Status no_tiles = FindKernelSet(Zen4(), Isa::kAmxBf16).status();
+  const absl::Status no_tiles = FindKernels(Zen4(), Isa::kAmxBf16).status();
   EXPECT_NE(no_tiles.message().find("need amx_tile amx_bf16"), std::string::npos) << no_tiles;
-  const absl::Status unknown = FindKernelSet(Skylake(), static_cast<Isa>(9)).status();
+  const absl::Status unknown = FindKernels(Skylake(), static_cast<Isa>(99)).status();
   EXPECT_EQ(unknown.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(unknown.message().find("portable (0), avx2 (1)"), std::string::npos) << unknown;
 }
 
 }  // namespace

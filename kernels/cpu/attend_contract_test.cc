@@ -24,15 +24,15 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
 constexpr PageFormat kFormats[] = {PageFormat::kStrided, PageFormat::kPackedV1};
 
-class AttendContractTest : public testing::TestWithParam<const KernelSet*> {
+class AttendContractTest : public testing::TestWithParam<KernelSet> {
  protected:
-  const KernelSet& kernels() const { return *GetParam(); }
+  const KernelSet& kernels() const { return GetParam(); }
 };
 
 INSTANTIATE_TEST_SUITE_P(Isa, AttendContractTest, testing::ValuesIn(RunnableKernelSets()),
-                         [](const auto& info) { return std::string(info.param->name); });
+                         [](const auto& info) { return std::string(info.param.name); });
 INSTANTIATE_TEST_SUITE_P(Emulated, AttendContractTest, testing::ValuesIn(EmulatedKernelSets()),
-                         [](const auto& info) { return std::string(info.param->name); });
+                         [](const auto& info) { return std::string(info.param.name); });
 
 std::vector<KvPage> Slice(const std::vector<KvPage>& pages, size_t begin, size_t end) {
   return {pages.begin() + begin, pages.begin() + end};
@@ -381,7 +381,7 @@ TEST_P(AttendContractTest, AgreesWithThePortableRow) {
       c.soft_cap = 3.0f;
       AttendData data(c);
       const AttendResult mine = RunCase(kernels(), data, 0);
-      const AttendResult portable = RunCase(*RunnableKernelSets()[0], data, 0);
+      const AttendResult portable = RunCase(RunnableKernelSets()[0], data, 0);
       const std::vector<OracleRow> rows = AttendOracle(data.oracle(0));
       for (size_t row = 0; row < rows.size(); ++row) {
         EXPECT_NEAR(mine.lse[row], portable.lse[row], 2 * LseTolerance(rows[row]));

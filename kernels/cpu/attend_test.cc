@@ -18,9 +18,9 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
 constexpr PageFormat kFormats[] = {PageFormat::kStrided, PageFormat::kPackedV1};
 
-class AttendTest : public testing::TestWithParam<const KernelSet*> {
+class AttendTest : public testing::TestWithParam<KernelSet> {
  protected:
-  const KernelSet& kernels() const { return *GetParam(); }
+  const KernelSet& kernels() const { return GetParam(); }
 
   // Calls f(case) for every dtype and format.
   template <typename F>
@@ -37,9 +37,9 @@ class AttendTest : public testing::TestWithParam<const KernelSet*> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Isa, AttendTest, testing::ValuesIn(RunnableKernelSets()),
-                         [](const auto& info) { return std::string(info.param->name); });
+                         [](const auto& info) { return std::string(info.param.name); });
 INSTANTIATE_TEST_SUITE_P(Emulated, AttendTest, testing::ValuesIn(EmulatedKernelSets()),
-                         [](const auto& info) { return std::string(info.param->name); });
+                         [](const auto& info) { return std::string(info.param.name); });
 
 TEST_P(AttendTest, LengthsRoundPagesVectorsAndChunks) {
   ForEachStorage([&](AttendCase c) {

@@ -344,16 +344,17 @@ void ConfigureTiles(int rows) {
   TileConfigure(config);
 }
 
-// Fills in how blocks are attended by tiles, where that is faster; edges and softmax are those of the vectors.
+// Fills in how blocks are attended by tiles, if they are faster; edges and softmax are those of the vectors.
 bool UseTilesIfFaster(Call& call) {
   const DType dtype = call.args->geometry.dtype;
-  if (!call.packed || call.tile->dtype != dtype || call.tile->head_size % kDimsPerTile != 0) return false;
+  if (call.tile->dtype != dtype) return false;
   UseVectors(call);
   if (dtype == DType::kBFloat16 && call.rows >= kMinTileRowsBF16) return UseTiles<1>(call);
   if (dtype == DType::kFloat16 && call.rows >= kMinTileRowsF16) return UseTiles<2>(call);
   return false;
 }
 
+// For packed float16 and bfloat16 pages of head sizes that are multiples of 32.
 KernelResult AttendWithTiles(const QueryTile& tile, const AttendArgs& args, RowState state, void* scratch) {
   Call call = StartCall(tile, args, state, scratch);
   if (!UseTilesIfFaster(call)) return Attend(tile, args, state, scratch);

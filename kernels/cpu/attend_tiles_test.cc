@@ -18,22 +18,22 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr DType kDTypes[] = {DType::kBFloat16, DType::kFloat16};
 
-std::vector<const KernelSet*> TileKernelSets() {
-  std::vector<const KernelSet*> sets = EmulatedKernelSets();
-  for (const KernelSet* set : RunnableKernelSets()) {
-    if (set->isa == Isa::kAmxBf16) sets.push_back(set);
+std::vector<KernelSet> TileKernelSets() {
+  std::vector<KernelSet> sets = EmulatedKernelSets();
+  for (const KernelSet& set : RunnableKernelSets()) {
+    if (set.isa == Isa::kAmxBf16) sets.push_back(set);
   }
   return sets;
 }
 
-class AttendTilesTest : public testing::TestWithParam<const KernelSet*> {
+class AttendTilesTest : public testing::TestWithParam<KernelSet> {
  protected:
-  const KernelSet& kernels() const { return *GetParam(); }
+  const KernelSet& kernels() const { return GetParam(); }
 };
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(AttendTilesTest);
 INSTANTIATE_TEST_SUITE_P(Isa, AttendTilesTest, testing::ValuesIn(TileKernelSets()),
-                         [](const auto& info) { return std::string(info.param->name); });
+                         [](const auto& info) { return std::string(info.param.name); });
 
 AttendCase Case(DType dtype, int num_tokens, int group, int head_size, int length) {
   AttendCase c;
@@ -254,7 +254,7 @@ TEST_P(AttendTilesTest, TilesAreReleased) {
   data.key(3, 0, 0) = kInf;
   data.BuildPages(PageFormat::kPackedV1);
   EXPECT_EQ(RunCase(kernels(), data, 0).status, KernelResult::kInfiniteLogit);
-  if (&kernels() == &kAmxEmulatedKernels) {
+  if (kernels().isa != Isa::kAmxBf16) {  // emulated
     EXPECT_FALSE(EmulatedTilesConfigured());
   } else {
     EXPECT_EQ(TileConfiguration().palette, 0);
@@ -269,7 +269,7 @@ TEST(AttendTilesCostTest, ProductsOfTiles) {
     c.page_tokens = 128;
     c.format = format;
     const int64_t before = EmulatedTileDots();
-    CheckCase(kAmxEmulatedKernels, c);
+    CheckCase(EmulatedKernelSets()[0], c);
     return EmulatedTileDots() - before;
   };
   constexpr PageFormat kPacked = PageFormat::kPackedV1;

@@ -15,10 +15,10 @@ for library in "$@"; do
     echo "$weak"
     failed=1
   fi
-  # One exported symbol: the row.
+  # One exported symbol: the rows.
   exported=$(awk 'NF == 3 && $2 ~ /^[A-TX-Z]$/ {print $3}' <<<"$symbols" | c++filt | grep -vE '^(__asan|__ubsan|__odr_asan)')
   if [[ $(wc -l <<<"$exported") -ne 1 || ! "$exported" =~ ^hybridgen::k[A-Za-z0-9]+Kernels$ ]]; then
-    echo "$library should export its kernel set and nothing else, but exports:"
+    echo "$library should export its rows and nothing else, but exports:"
     echo "$exported"
     failed=1
   fi

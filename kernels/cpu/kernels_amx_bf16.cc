@@ -1,9 +1,8 @@
-// The amx_bf16 row of the kernel table: the avx512_bf16 row, but packed bfloat16 and float16 pages are attended by
-// matrix tiles where there are rows enough.
+// The amx_bf16 row of the kernel table: packed bfloat16 and float16 pages are attended by matrix tiles where there are
+// query rows enough, else by vectors.
 //
 // One definition per ISA: see kernels_avx512.cc.
-#include "kernels/cpu/kernel_sets.h"
-#include "kernels/page_copy.h"
+#include "kernels/cpu/kernel_rows.h"
 #include "kernels/scratch.h"
 
 // The order is part of the meaning: the vector type first, then what is written in its terms.
@@ -11,7 +10,6 @@
 #include "kernels/cpu/vec_avx512.h"
 #include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/elements-inl.h"
-#include "kernels/cpu/rows-inl.h"
 #include "kernels/cpu/tile-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 #include "kernels/cpu/attend-inl.h"
@@ -20,9 +18,16 @@
 // clang-format on
 
 namespace hybridgen {
+namespace {
 
-const KernelSet kAmxBf16Kernels = {
-    "amx_bf16", Isa::kAmxBf16, InitRows, AttendWithTiles, FinalizeRows, MergeRows, WriteKv, ConvertPage,
+constexpr KernelRow kRows[] = {
+    {Isa::kAmxBf16,
+     {BitOf(DType::kBFloat16) | BitOf(DType::kFloat16), BitOf(PageFormat::kPackedV1), HeadClass::kMultipleOf32},
+     AttendWithTiles},
 };
+
+}  // namespace
+
+const KernelRows kAmxBf16Kernels = {kRows, sizeof(kRows) / sizeof(kRows[0])};
 
 }  // namespace hybridgen

@@ -1,7 +1,6 @@
 // The amx_bf16 row with emulated tiles, for tests on CPUs without AMX.
 #include "kernels/cpu/kernels_amx_emulated.h"
 
-#include "kernels/page_copy.h"
 #include "kernels/scratch.h"
 
 // The order is part of the meaning: the vector type first, then what is written in its terms.
@@ -9,7 +8,6 @@
 #include "kernels/cpu/vec_avx512.h"
 #include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/elements-inl.h"
-#include "kernels/cpu/rows-inl.h"
 #include "kernels/cpu/tile-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 #include "kernels/cpu/attend-inl.h"
@@ -18,10 +16,17 @@
 // clang-format on
 
 namespace hybridgen {
+namespace {
 
-const KernelSet kAmxEmulatedKernels = {
-    "amx_bf16_emulated", Isa::kAmxBf16, InitRows, AttendWithTiles, FinalizeRows, MergeRows, WriteKv, ConvertPage,
+constexpr KernelRow kRows[] = {
+    {Isa::kAmxBf16,
+     {BitOf(DType::kBFloat16) | BitOf(DType::kFloat16), BitOf(PageFormat::kPackedV1), HeadClass::kMultipleOf32},
+     AttendWithTiles},
 };
+
+}  // namespace
+
+const KernelRows kAmxEmulatedKernels = {kRows, sizeof(kRows) / sizeof(kRows[0])};
 
 int64_t EmulatedTileDots() { return tile_machine.dots; }
 

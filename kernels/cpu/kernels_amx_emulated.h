@@ -8,7 +8,7 @@
 
 namespace hybridgen {
 
-extern const KernelSet kAmxEmulatedKernels;
+extern const KernelRows kAmxEmulatedKernels;
 
 // Products of tiles that this thread has computed.
 int64_t EmulatedTileDots();

@@ -1,10 +1,10 @@
-// The avx2 row of the kernel table: the shared kernels of this folder compiled for one ISA.
+// The avx2 rows of the kernel table: the shared kernels of this folder compiled for one ISA.
 //
-// One definition per ISA: everything compiled here has internal linkage, apart from the row itself. An inline or
+// One definition per ISA: everything compiled here has internal linkage, apart from the rows. An inline or
 // template function with external linkage would be emitted into each of these objects, and the linker would keep one
 // copy for the whole program: possibly one with instructions that the CPU lacks. Hence no library headers beyond
 // fixed-width integers, and isolation_test.sh looks for weak symbols in the object.
-#include "kernels/cpu/kernel_sets.h"
+#include "kernels/cpu/kernel_rows.h"
 #include "kernels/page_copy.h"
 #include "kernels/scratch.h"
 
@@ -20,9 +20,15 @@
 // clang-format on
 
 namespace hybridgen {
+namespace {
 
-const KernelSet kAvx2Kernels = {
-    "avx2", Isa::kAvx2, InitRows, Attend, FinalizeRows, MergeRows, WriteKv, ConvertPage,
+constexpr KernelRow kRows[] = {
+    {Isa::kAvx2, InitRows}, {Isa::kAvx2, PageClass(), Attend}, {Isa::kAvx2, FinalizeRows}, {Isa::kAvx2, MergeRows},
+    {Isa::kAvx2, WriteKv},  {Isa::kAvx2, ConvertPage},
 };
+
+}  // namespace
+
+const KernelRows kAvx2Kernels = {kRows, sizeof(kRows) / sizeof(kRows[0])};
 
 }  // namespace hybridgen

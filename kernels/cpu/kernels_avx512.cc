@@ -1,10 +1,10 @@
-// The avx512 row of the kernel table: the shared kernels of this folder compiled for one ISA.
+// The avx512 rows of the kernel table: the shared kernels of this folder compiled for one ISA.
 //
-// One definition per ISA: everything compiled here has internal linkage, apart from the row itself. An inline or
+// One definition per ISA: everything compiled here has internal linkage, apart from the rows. An inline or
 // template function with external linkage would be emitted into each of these objects, and the linker would keep one
 // copy for the whole program: possibly one with instructions that the CPU lacks. Hence no library headers beyond
 // fixed-width integers, and isolation_test.sh looks for weak symbols in the object.
-#include "kernels/cpu/kernel_sets.h"
+#include "kernels/cpu/kernel_rows.h"
 #include "kernels/page_copy.h"
 #include "kernels/scratch.h"
 
@@ -20,9 +20,16 @@
 // clang-format on
 
 namespace hybridgen {
+namespace {
 
-const KernelSet kAvx512Kernels = {
-    "avx512", Isa::kAvx512, InitRows, Attend, FinalizeRows, MergeRows, WriteKv, ConvertPage,
+constexpr KernelRow kRows[] = {
+    {Isa::kAvx512, InitRows},     {Isa::kAvx512, PageClass(), Attend},
+    {Isa::kAvx512, FinalizeRows}, {Isa::kAvx512, MergeRows},
+    {Isa::kAvx512, WriteKv},      {Isa::kAvx512, ConvertPage},
 };
+
+}  // namespace
+
+const KernelRows kAvx512Kernels = {kRows, sizeof(kRows) / sizeof(kRows[0])};
 
 }  // namespace hybridgen

@@ -1,8 +1,8 @@
-// The avx512_bf16 row of the kernel table: the avx512 row, but logits of bfloat16 queries and packed bfloat16 keys come
-// from the instruction that multiplies and adds pairs.
+// The avx512_bf16 rows of the kernel table: logits of bfloat16 queries and packed bfloat16 keys come from the
+// instruction that multiplies and adds pairs; all else is as in the avx512 rows.
 //
 // One definition per ISA: see kernels_avx512.cc.
-#include "kernels/cpu/kernel_sets.h"
+#include "kernels/cpu/kernel_rows.h"
 #include "kernels/page_copy.h"
 #include "kernels/scratch.h"
 
@@ -11,16 +11,20 @@
 #include "kernels/cpu/vec_avx512.h"
 #include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/elements-inl.h"
-#include "kernels/cpu/rows-inl.h"
 #include "kernels/cpu/tile-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 #include "kernels/cpu/attend-inl.h"
 // clang-format on
 
 namespace hybridgen {
+namespace {
 
-const KernelSet kAvx512Bf16Kernels = {
-    "avx512_bf16", Isa::kAvx512Bf16, InitRows, Attend, FinalizeRows, MergeRows, WriteKv, ConvertPage,
+constexpr KernelRow kRows[] = {
+    {Isa::kAvx512Bf16, {BitOf(DType::kBFloat16), BitOf(PageFormat::kPackedV1)}, Attend},
 };
+
+}  // namespace
+
+const KernelRows kAvx512Bf16Kernels = {kRows, sizeof(kRows) / sizeof(kRows[0])};
 
 }  // namespace hybridgen

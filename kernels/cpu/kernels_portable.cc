@@ -1,10 +1,10 @@
-// The portable row of the kernel table: the shared kernels of this folder compiled for one ISA.
+// The portable rows of the kernel table: the shared kernels of this folder compiled for one ISA.
 //
-// One definition per ISA: everything compiled here has internal linkage, apart from the row itself. An inline or
+// One definition per ISA: everything compiled here has internal linkage, apart from the rows. An inline or
 // template function with external linkage would be emitted into each of these objects, and the linker would keep one
 // copy for the whole program: possibly one with instructions that the CPU lacks. Hence no library headers beyond
 // fixed-width integers, and isolation_test.sh looks for weak symbols in the object.
-#include "kernels/cpu/kernel_sets.h"
+#include "kernels/cpu/kernel_rows.h"
 #include "kernels/page_copy.h"
 #include "kernels/scratch.h"
 
@@ -20,9 +20,16 @@
 // clang-format on
 
 namespace hybridgen {
+namespace {
 
-const KernelSet kPortableKernels = {
-    "portable", Isa::kPortable, InitRows, Attend, FinalizeRows, MergeRows, WriteKv, ConvertPage,
+constexpr KernelRow kRows[] = {
+    {Isa::kPortable, InitRows},     {Isa::kPortable, PageClass(), Attend},
+    {Isa::kPortable, FinalizeRows}, {Isa::kPortable, MergeRows},
+    {Isa::kPortable, WriteKv},      {Isa::kPortable, ConvertPage},
 };
+
+}  // namespace
+
+const KernelRows kPortableKernels = {kRows, sizeof(kRows) / sizeof(kRows[0])};
 
 }  // namespace hybridgen

@@ -18,13 +18,13 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr double kUnit = 0x1p-24;
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
 
-class RowsTest : public testing::TestWithParam<const KernelSet*> {
+class RowsTest : public testing::TestWithParam<KernelSet> {
  protected:
-  const KernelSet& kernels() const { return *GetParam(); }
+  const KernelSet& kernels() const { return GetParam(); }
 };
 
 INSTANTIATE_TEST_SUITE_P(Isa, RowsTest, testing::ValuesIn(RunnableKernelSets()),
-                         [](const auto& info) { return std::string(info.param->name); });
+                         [](const auto& info) { return std::string(info.param.name); });
 
 QueryTile Tile(int num_tokens, int group, int head_size) {
   QueryTile tile;

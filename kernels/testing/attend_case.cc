@@ -8,6 +8,7 @@
 #include <cstring>
 #include <random>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/kernels_amx_emulated.h"
@@ -231,7 +232,7 @@ AttendResult RunSteps(const KernelSet& kernels, const std::vector<AttendStep>& s
     AttendArgs args = step.data->Args(kv_head);
     args.pages = step.pages.data();
     args.num_pages = static_cast<int>(step.pages.size());
-    result.status = kernels.attend(tile, args, state, scratch.data());
+    result.status = kernels.attend(args.geometry)(tile, args, state, scratch.data());
     if (result.status != KernelResult::kOk) break;
   }
   RowOutput out;
@@ -288,16 +289,16 @@ void CheckCase(const KernelSet& kernels, const AttendCase& c) {
   }
 }
 
-const std::vector<const KernelSet*>& RunnableKernelSets() {
-  static const std::vector<const KernelSet*>* const kSets = [] {
+const std::vector<KernelSet>& RunnableKernelSets() {
+  static const std::vector<KernelSet>* const kSets = [] {
     const CpuFeatures features = DetectCpuFeatures();
-    auto* sets = new std::vector<const KernelSet*>;
-    for (const KernelSet& row : AllKernelSets()) {
-      const std::string missing = MissingFeatures(features, row.isa);
-      if (missing.empty()) {
-        sets->push_back(&row);
+    auto* sets = new std::vector<KernelSet>;
+    for (const Isa isa : AllIsas()) {
+      const absl::StatusOr<KernelSet> set = FindKernels(features, isa);
+      if (set.ok()) {
+        sets->push_back(*set);
       } else {
-        std::printf("SKIPPED: kernels '%s': this CPU lacks %s\n", row.name, missing.c_str());
+        std::printf("SKIPPED: %s\n", std::string(set.status().message()).c_str());
       }
     }
     return sets;
@@ -305,15 +306,23 @@ const std::vector<const KernelSet*>& RunnableKernelSets() {
   return *kSets;
 }
 
-const std::vector<const KernelSet*>& EmulatedKernelSets() {
-  static const std::vector<const KernelSet*>* const kSets = [] {
-    const std::string missing = MissingFeatures(DetectCpuFeatures(), Isa::kAvx512Bf16);
-    auto* sets = new std::vector<const KernelSet*>;
-    if (missing.empty()) {
-      sets->push_back(&kAmxEmulatedKernels);
-    } else {
-      std::printf("SKIPPED: kernels '%s': this CPU lacks %s\n", kAmxEmulatedKernels.name, missing.c_str());
+const std::vector<KernelSet>& EmulatedKernelSets() {
+  static const std::vector<KernelSet>* const kSets = [] {
+    static constexpr char kName[] = "amx_bf16_emulated";
+    auto* sets = new std::vector<KernelSet>;
+    const absl::StatusOr<KernelSet> below = FindKernels(DetectCpuFeatures(), Isa::kAvx512Bf16);
+    if (!below.ok()) {
+      std::printf("SKIPPED: kernels '%s': %s\n", kName, std::string(below.status().message()).c_str());
+      return sets;
     }
+    KernelSet set = *below;
+    set.name = kName;
+    for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+      AttendFn(&by_heads)[kNumHeadClasses] =
+          set.attend_by[static_cast<int>(PageFormat::kPackedV1)][static_cast<int>(dtype)];
+      by_heads[static_cast<int>(HeadClass::kMultipleOf32)] = kAmxEmulatedKernels.rows[0].attend;
+    }
+    sets->push_back(set);
     return sets;
   }();
   return *kSets;

@@ -98,14 +98,15 @@ std::vector<AttendConfig> Cases() {
   const CpuFeatures features = DetectCpuFeatures();
   const std::string isa = absl::GetFlag(FLAGS_isa);
   AttendConfig c;
-  c.kernels = &SelectKernelSet(features);
-  for (const KernelSet& row : AllKernelSets()) {
-    if (isa != row.name) continue;
-    const absl::StatusOr<const KernelSet*> found = FindKernelSet(features, row.isa);
+  c.kernels = SelectKernels(features);
+  if (!isa.empty()) {
+    const absl::Span<const Isa> isas = AllIsas();
+    const auto known = std::find_if(isas.begin(), isas.end(), [&](Isa level) { return isa == IsaName(level); });
+    if (known == isas.end()) Die(absl::InvalidArgumentError(absl::StrCat("no kernels for ", isa)));
+    absl::StatusOr<KernelSet> found = FindKernels(features, *known);
     if (!found.ok()) Die(found.status());
     c.kernels = *found;
   }
-  if (!isa.empty() && isa != c.kernels->name) Die(absl::InvalidArgumentError(absl::StrCat("no kernels for ", isa)));
   c.head_size = absl::GetFlag(FLAGS_head_size);
   std::vector<AttendConfig> cases;
   for (const std::string& kind : absl::GetFlag(FLAGS_kinds)) {

@@ -77,7 +77,7 @@ void KvMemory::Fill(DType dtype) {
 }
 
 std::string AttendConfig::Name() const {
-  return absl::StrCat(KindName(kind), "/", kernels->name, "/", DTypeName(dtype), "/",
+  return absl::StrCat(KindName(kind), "/", kernels.name, "/", DTypeName(dtype), "/",
                       format == PageFormat::kPackedV1 ? "packed" : "strided", "/page", page_tokens, "/group", group,
                       "/d", head_size);
 }
@@ -154,7 +154,7 @@ int64_t AttendWorkload::RunItem(int thread_index, int64_t item) {
   Thread& thread = threads_[thread_index];
   const KvPage* pages = &pages_[item % num_items_ * pages_per_item_];
   for (int head = 0; head < config_.kv_heads; ++head) {
-    config_.kernels->init_rows(Tile(head), nullptr, Rows(thread, head));
+    config_.kernels.init_rows(Tile(head), nullptr, Rows(thread, head));
   }
   AttendArgs args;
   args.geometry = geometry_;
@@ -165,7 +165,7 @@ int64_t AttendWorkload::RunItem(int thread_index, int64_t item) {
     for (int head = 0; head < config_.kv_heads; ++head) {
       args.kv_head = head;
       args.next_kv_head = head + 1 < config_.kv_heads ? head + 1 : -1;
-      config_.kernels->attend(Tile(head), args, Rows(thread, head), thread.scratch.data());
+      config_.kernels.attend(args.geometry)(Tile(head), args, Rows(thread, head), thread.scratch.data());
     }
   }
   for (int head = 0; head < config_.kv_heads; ++head) {
@@ -173,7 +173,7 @@ int64_t AttendWorkload::RunItem(int thread_index, int64_t item) {
     out.o = thread.o.data() + int64_t{1} * head * num_tokens_ * config_.group * config_.head_size;
     out.token_stride = int64_t{1} * config_.group * config_.head_size;
     out.head_stride = config_.head_size;
-    config_.kernels->finalize_rows(Tile(head), Rows(thread, head), out);
+    config_.kernels.finalize_rows(Tile(head), Rows(thread, head), out);
   }
   return int64_t{2} * pages_per_item_ * config_.page_tokens * config_.head_size * config_.kv_heads *
          static_cast<int64_t>(DTypeSize(config_.dtype));

@@ -37,7 +37,7 @@ class KvMemory {
 enum class AttendKind : uint8_t { kDecode, kCache, kPrefill };
 
 struct AttendConfig {
-  const KernelSet* kernels = nullptr;
+  KernelSet kernels;
   AttendKind kind = AttendKind::kDecode;
   DType dtype = DType::kFloat32;  // of KV and queries
   PageFormat format = PageFormat::kPackedV1;

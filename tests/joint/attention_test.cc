@@ -48,8 +48,8 @@ class HybridAttention {
       : rng_(seed),
         cpu_pool_(*CreatePoolExecutor(PoolOptions())),
         device_pool_(*CreatePoolExecutor({})),
-        cpu_(cpu_pool_.get(), &kernels_, DType::kFloat32, kHeadSize, kKvHeads),
-        device_worker_(device_pool_.get(), &kernels_, DType::kFloat32, kHeadSize, kKvHeads),
+        cpu_(cpu_pool_.get(), kernels_, DType::kFloat32, kHeadSize, kKvHeads),
+        device_worker_(device_pool_.get(), kernels_, DType::kFloat32, kHeadSize, kKvHeads),
         weak_(seed, kThreads, Mutation::kNone, [this] { return now_ += 1; }) {
     host_page_bytes_ = PackedPageBytes(DType::kFloat32, kKvHeads, kPage, kHeadSize);
     for (std::vector<uint8_t>* role : {&host_k_, &host_v_}) role->resize(kLayers * 5 * host_page_bytes_, 0xff);
@@ -258,7 +258,7 @@ class HybridAttention {
   }
 
   std::mt19937_64 rng_;
-  const KernelSet& kernels_ = AllKernelSets()[0];
+  const KernelSet kernels_ = SelectKernels(CpuFeatures());
   std::unique_ptr<Executor> cpu_pool_, device_pool_;
   AttentionWorker cpu_, device_worker_;
   StepPlan plan_;

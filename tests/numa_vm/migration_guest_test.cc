@@ -67,7 +67,7 @@ class MigrationGuestTest : public testing::Test {
     blocks_ = BlockManager::Create(manager).value();
     LayerPages layer;
     layer.host = geometry;
-    copier_ = std::make_shared<const PageCopier>(&SelectKernelSet(CpuFeatures()), host_.get(),
+    copier_ = std::make_shared<const PageCopier>(SelectKernels(CpuFeatures()), host_.get(),
                                                  std::vector<LayerPages>{layer});
   }
 
