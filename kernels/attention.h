@@ -26,7 +26,7 @@ struct KvPage {
 };
 
 // Rows of one tile: row = token * group + g, where g is the query head inside the KV head's group.
-constexpr int kMaxTileRows = 64;
+constexpr int kMaxTileRows = 128;
 constexpr int kMaxHeadSize = 512;
 
 struct QueryTile {

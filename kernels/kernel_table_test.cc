@@ -99,15 +99,13 @@ TEST(KernelTableTest, SelectsTheBestRowsThatTheCpuRuns) {
 TEST(KernelTableTest, ARowReplacesOthersOnlyForThePagesItServes) {
   const KernelSet below = SelectKernels(Skylake());
   const KernelSet set = SelectKernels(Zen4());
-  EXPECT_NE(Attend(set, PageFormat::kPackedV1, DType::kBFloat16, 128),
-            Attend(below, PageFormat::kPackedV1, DType::kBFloat16, 128));
-  EXPECT_NE(Attend(set, PageFormat::kPackedV1, DType::kBFloat16, 72),
-            Attend(below, PageFormat::kPackedV1, DType::kBFloat16, 72));
   for (const int head_size : {72, 128}) {
-    EXPECT_EQ(Attend(set, PageFormat::kStrided, DType::kBFloat16, head_size),
-              Attend(below, PageFormat::kStrided, DType::kBFloat16, head_size));
-    EXPECT_EQ(Attend(set, PageFormat::kPackedV1, DType::kFloat16, head_size),
-              Attend(below, PageFormat::kPackedV1, DType::kFloat16, head_size));
+    for (const PageFormat format : {PageFormat::kStrided, PageFormat::kPackedV1}) {
+      EXPECT_NE(Attend(set, format, DType::kBFloat16, head_size), Attend(below, format, DType::kBFloat16, head_size));
+      for (const DType dtype : {DType::kFloat32, DType::kFloat16}) {
+        EXPECT_EQ(Attend(set, format, dtype, head_size), Attend(below, format, dtype, head_size));
+      }
+    }
   }
   EXPECT_EQ(set.merge_rows, below.merge_rows);
   const KernelSet tiles = SelectKernels(SapphireRapids());

@@ -30,6 +30,7 @@ struct Call {
   int vecs;  // of 16 dims in a row of state.acc
   bool packed;
   Layout layout;
+  KeyOrder order;
   float* q;                       // blocks of rows as the score function reads them
   int q_floats;                   // of a row in q
   int row_block;                  // most rows of a block
@@ -132,6 +133,23 @@ void TransposeKeys(const Group& group, DType dtype, int64_t token_bytes, int hea
   }
 }
 
+// Rows of a strided bfloat16 group -> pairs [head_size / 2][16][2], the form of a packed group: a transposition of
+// 4-byte elements.
+void TransposePairs(const Group& group, int64_t token_bytes, int head_size, float* out) {
+  const int pairs = head_size / 2;
+  for (int pair = 0; pair < pairs; pair += 16) {
+    const int count = AtMost(16, pairs - pair);
+    Vec block[16];
+    for (int t = 0; t < 16; ++t) {
+      float row[16] = {};
+      if (t < group.valid) __builtin_memcpy(row, group.k + t * token_bytes + 4 * pair, 4 * static_cast<size_t>(count));
+      block[t] = Load(row);
+    }
+    Transpose16(block);
+    for (int i = 0; i < count; ++i) Store(out + static_cast<size_t>(pair + i) * 16, block[i]);
+  }
+}
+
 // All rows over one chunk. False: a logit is +inf.
 bool AttendBlocks(const Call& call, Group* chunk, const char* const* next_keys, int num_groups) {
   for (int row = 0; row < call.rows; row += call.row_block) {
@@ -145,7 +163,11 @@ bool AttendTransposed(const Call& call, Group* chunk, const char* const* next_ke
   const PageGeometry& geometry = call.args->geometry;
   for (int i = 0; i < num_groups; ++i) {
     float* keys = call.keys + static_cast<size_t>(i) * 16 * geometry.head_size;
-    TransposeKeys(chunk[i], geometry.dtype, call.layout.key.token, geometry.head_size, keys);
+    if (call.order == KeyOrder::kPairMajor) {
+      TransposePairs(chunk[i], call.layout.key.token, geometry.head_size, keys);
+    } else {
+      TransposeKeys(chunk[i], geometry.dtype, call.layout.key.token, geometry.head_size, keys);
+    }
     chunk[i].k = reinterpret_cast<const char*>(keys);
   }
   return AttendBlocks(call, chunk, next_keys, num_groups);
@@ -169,7 +191,8 @@ bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* ne
 }
 
 // Queries as float32, each block of rows filled up with zeros to 1, 2, 4, ... rows.
-void PackQueries(const Call& call, KeyOrder order) {
+void PackQueries(const Call& call) {
+  const KeyOrder order = call.order;
   const QueryTile& tile = *call.tile;
   const int64_t element = static_cast<int64_t>(BytesOf(tile.dtype));
   for (int first = 0; first < call.rows; first += kRowBlock) {
@@ -234,9 +257,9 @@ void SetSum(Call& call) {
 }
 
 template <Elements kElements>
-void SetStrided(Call& call, KeyOrder order) {
+void SetStrided(Call& call) {
   // Whatever K was, it is float32 once transposed.
-  order == KeyOrder::kDimMajor ? SetScore<Elements::kF32>(call) : SetScoreTokens<kElements>(call);
+  call.order == KeyOrder::kDimMajor ? SetScore<Elements::kF32>(call) : SetScoreTokens<kElements>(call);
   SetSum<kElements, PageFormat::kStrided>(call);
 }
 
@@ -246,18 +269,18 @@ void SetPacked(Call& call) {
   SetSum<kElements, PageFormat::kPackedV1>(call);
 }
 
-void SelectFunctions(Call& call, KeyOrder order) {
+void SelectFunctions(Call& call) {
   switch (call.args->geometry.dtype) {
     case DType::kFloat32:
-      call.packed ? SetPacked<Elements::kF32>(call) : SetStrided<Elements::kF32>(call, order);
+      call.packed ? SetPacked<Elements::kF32>(call) : SetStrided<Elements::kF32>(call);
       break;
     case DType::kFloat16:
-      call.packed ? SetPacked<Elements::kF16>(call) : SetStrided<Elements::kF16>(call, order);
+      call.packed ? SetPacked<Elements::kF16>(call) : SetStrided<Elements::kF16>(call);
       break;
     case DType::kBFloat16:
-      call.packed ? SetPacked<Elements::kBF16Pairs>(call) : SetStrided<Elements::kBF16>(call, order);
+      call.packed ? SetPacked<Elements::kBF16Pairs>(call) : SetStrided<Elements::kBF16>(call);
       if constexpr (kHasPairDot) {
-        if (order == KeyOrder::kPairMajor) SetScore<Elements::kBF16Dots>(call);
+        if (call.order == KeyOrder::kPairMajor) SetScore<Elements::kBF16Dots>(call);
       }
       break;
   }
@@ -388,25 +411,23 @@ Call StartCall(const QueryTile& tile, const AttendArgs& args, RowState state, vo
   return call;
 }
 
-// Fills in how blocks are attended by vectors; returns the order of K that the queries have to be packed for.
-KeyOrder UseVectors(Call& call) {
+// Fills in how blocks are attended by vectors; PackQueries is next.
+void UseVectors(Call& call) {
   const QueryTile& tile = *call.tile;
   const bool one_block = call.rows <= kRowBlock;
   // Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less than transposing
   // 16 tokens. Several blocks share a transposition, but would each widen and reduce.
+  const bool by_dims = call.packed || !one_block;
   const bool pairs =
-      kHasPairDot && call.packed && call.args->geometry.dtype == DType::kBFloat16 && tile.dtype == DType::kBFloat16;
-  const KeyOrder order = pairs                       ? KeyOrder::kPairMajor
-                         : !call.packed && one_block ? KeyOrder::kTokenMajor
-                                                     : KeyOrder::kDimMajor;
+      kHasPairDot && by_dims && call.args->geometry.dtype == DType::kBFloat16 && tile.dtype == DType::kBFloat16;
+  call.order = pairs ? KeyOrder::kPairMajor : by_dims ? KeyOrder::kDimMajor : KeyOrder::kTokenMajor;
   call.row_block = kRowBlock;
   call.smallest_block = 1;
   call.max_groups = one_block ? kChunkGroups : kSharedChunkGroups;
   call.groups_in_turn = 1;
-  call.q_floats = order == KeyOrder::kTokenMajor ? 16 * call.vecs : tile.head_size;
-  call.attend_chunk = !call.packed && order == KeyOrder::kDimMajor ? AttendTransposed : AttendBlocks;
-  SelectFunctions(call, order);
-  return order;
+  call.q_floats = call.order == KeyOrder::kTokenMajor ? 16 * call.vecs : tile.head_size;
+  call.attend_chunk = !call.packed && by_dims ? AttendTransposed : AttendBlocks;
+  SelectFunctions(call);
 }
 
 // Walks all pages, once it is settled how blocks are attended.
@@ -438,7 +459,8 @@ KernelResult AttendPages(Call& call) {
 
 KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState state, void* scratch) {
   Call call = StartCall(tile, args, state, scratch);
-  PackQueries(call, UseVectors(call));
+  UseVectors(call);
+  PackQueries(call);
   return AttendPages(call);
 }
 

@@ -312,7 +312,8 @@ bool SplitChunk(const Call& call, Group* chunk, int num_groups) {
 bool AttendSplit(const Call& call, Group* chunk, const char* const* next_keys, int num_groups) {
   if (SplitChunk(call, chunk, num_groups)) return AttendBlocks(call, chunk, next_keys, num_groups);
   Call vectors = call;
-  PackQueries(vectors, UseVectors(vectors));
+  UseVectors(vectors);
+  PackQueries(vectors);
   const bool ok = AttendBlocks(vectors, chunk, next_keys, num_groups);
   PackTileQueries<2>(call);
   return ok;

@@ -20,7 +20,7 @@ namespace hybridgen {
 namespace {
 
 constexpr KernelRow kRows[] = {
-    {Isa::kAvx512Bf16, {BitOf(DType::kBFloat16), BitOf(PageFormat::kPackedV1)}, Attend},
+    {Isa::kAvx512Bf16, {BitOf(DType::kBFloat16)}, Attend},
 };
 
 }  // namespace

@@ -14,10 +14,9 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int kItemTokens = 1024;  // small enough that samples of some milliseconds end together
-constexpr int kCallTokens = 256;   // per kernel call, at least kCallPages pages: what the CPU worker passes
+constexpr int kCallTokens = 256;   // per decode call, at least kCallPages pages: what the CPU worker passes
 constexpr int kCallPages = 4;
 constexpr int kCacheTokens = 256;
-constexpr int kPrefillRows = 64;
 
 void StoreElement(DType dtype, void* base, size_t index, float x) {
   if (dtype == DType::kFloat32) {
@@ -92,7 +91,7 @@ AttendWorkload::AttendWorkload(const AttendConfig& c, KvMemory* memory, int thre
   // The engine's tensor: [block][kv_head][token][2 * head_size], K then V.
   geometry_.k_token_stride = geometry_.v_token_stride = 2 * c.head_size;
   geometry_.k_head_stride = geometry_.v_head_stride = int64_t{2} * c.head_size * c.page_tokens;
-  num_tokens_ = c.kind == AttendKind::kPrefill ? kPrefillRows / c.group : 1;
+  num_tokens_ = c.kind == AttendKind::kPrefill ? kMaxTileRows / c.group : 1;
   const int tokens = c.kind == AttendKind::kCache ? kCacheTokens : kItemTokens;
   pages_per_item_ = std::max(1, tokens / c.page_tokens);
   const size_t role_bytes = PackedPageBytes(c.dtype, c.kv_heads, c.page_tokens, c.head_size);
@@ -158,7 +157,8 @@ int64_t AttendWorkload::RunItem(int thread_index, int64_t item) {
   }
   AttendArgs args;
   args.geometry = geometry_;
-  const int step = std::max(kCallPages, kCallTokens / config_.page_tokens);
+  const int step =
+      config_.kind == AttendKind::kPrefill ? pages_per_item_ : std::max(kCallPages, kCallTokens / config_.page_tokens);
   for (int first = 0; first < pages_per_item_; first += step) {
     args.pages = pages + first;
     args.num_pages = std::min(step, pages_per_item_ - first);

@@ -279,7 +279,7 @@ inline Vec16 LoadOnce16(const void* p, Site site = Site::Here()) {
 }
 inline void StoreOnce16(void* p, Vec16 v, Site site = Site::Here()) {
   if (reinterpret_cast<uintptr_t>(p) % 16 != 0) simt::Fail("StoreOnce16 to a misaligned address", site);
-  std::memcpy(p, &v, sizeof(v));
+  simt::StoreLate(p, &v);
 }
 inline uint32_t AtomicAdd(uint32_t* p, uint32_t value) {
   simt::Yield();
@@ -294,15 +294,15 @@ inline uint32_t AtomicOr(uint32_t* p, uint32_t value) {
   return old;
 }
 
-inline void FenceSystem() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline void FenceSystem() {
+  simt::FenceSystem();
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+}
 inline uint64_t LoadAcquireSystem(const uint64_t* p) {
   simt::Yield();
   return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
-inline void StoreReleaseSystem(uint64_t* p, uint64_t value) {
-  __atomic_store_n(p, value, __ATOMIC_RELEASE);
-  simt::Yield();
-}
+inline void StoreReleaseSystem(uint64_t* p, uint64_t value) { simt::StoreRelease(p, value); }
 inline uint64_t GlobalTimer() { return simt::Now(); }
 inline void Trap(const char* why, Site site = Site::Here()) { simt::Fail(why, site); }
 inline void NanoSleep(uint32_t nanoseconds) { simt::Sleep(nanoseconds); }

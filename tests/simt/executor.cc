@@ -34,6 +34,11 @@ struct Copy {
   bool landed;
 };
 
+struct LateStore {
+  void* to;
+  char bytes[16];
+};
+
 struct Lane {
   Fiber fiber;
   Block* block = nullptr;
@@ -42,6 +47,7 @@ struct Lane {
   std::string waits_at;  // what it waits for; empty: it can run
   std::deque<Copy> copies;
   int commits = 0;
+  std::vector<LateStore> stores;
 };
 
 // A barrier or collective that some of its threads have reached.
@@ -102,10 +108,14 @@ class Machine {
     current_->fiber.Leave(Fiber::Last::kYes);
     __builtin_unreachable();
   }
-  void LandSomeCopy() {
+  void LandSome() {
     std::deque<Copy>& copies = current_->copies;
-    if (copies.empty() || random_() % 4 != 0) return;
-    Land(copies[random_() % copies.size()]);
+    if (!copies.empty() && random_() % 4 == 0) Land(copies[random_() % copies.size()]);
+    if (!current_->stores.empty() && random_() % 4 == 0) Show(*current_);
+  }
+  static void Show(Lane& lane) {
+    for (const LateStore& store : lane.stores) std::memcpy(store.to, store.bytes, sizeof(store.bytes));
+    lane.stores.clear();
   }
   static void Land(Copy& copy) {
     if (copy.landed) return;
@@ -141,6 +151,7 @@ void Machine::RunLane(void* lane) {
                              me.copies[0].line, ")"));
     self.Abandon();
   }
+  Show(me);
   me.done = true;
   --me.block->running;
   me.fiber.Leave(Fiber::Last::kYes);
@@ -284,7 +295,7 @@ void Barrier(int id, int threads, Site site) {
                           m.config().threads));
     m.Abandon();
   }
-  m.LandSomeCopy();
+  m.LandSome();
   Meeting& meeting = m.current().block->barriers[id];
   if (Arrive(m, meeting, "barrier", threads, 0, site)) {
     Release(m, meeting, Orders::kMemory);
@@ -302,7 +313,7 @@ void Collective(const char* operation, uint32_t mask, void* payload, Combine com
     m.Report(absl::StrCat("thread ", me.thread, " is not in the mask ", absl::Hex(mask), " of ", At(operation, site)));
     m.Abandon();
   }
-  m.LandSomeCopy();
+  m.LandSome();
   std::vector<Meeting>& under_way = me.block->collectives[me.thread / kWarp];
   const auto at = std::find_if(under_way.begin(), under_way.end(),
                                [&](const Meeting& meeting) { return (meeting.mask & mask) != 0; });
@@ -334,7 +345,7 @@ void AsyncCopy(void* shared, const void* source, int source_bytes, Site site) {
   const bool fine = Accept(m, me.block->shared.BeginCopy(me.thread, shared, 16, site.line));
   if (!fine) m.Abandon();
   me.copies.push_back({shared, source, source_bytes, site.line, me.commits, false});
-  m.LandSomeCopy();
+  m.LandSome();
 }
 
 void AsyncCommit() { ++machine->current().commits; }
@@ -348,9 +359,25 @@ void AsyncWait(int groups_in_flight) {
   }
 }
 
+void StoreLate(void* to, const void* from) {
+  LateStore store;
+  store.to = to;
+  std::memcpy(store.bytes, from, sizeof(store.bytes));
+  machine->current().stores.push_back(store);
+}
+
+void FenceSystem() { Machine::Show(machine->current()); }
+
+void StoreRelease(uint64_t* word, uint64_t value) {
+  FenceSystem();
+  __atomic_store_n(word, value, __ATOMIC_RELEASE);
+  if (machine->config().released) machine->config().released(word, value);
+  Yield();
+}
+
 void Yield() {
   Machine& m = *machine;
-  m.LandSomeCopy();
+  m.LandSome();
   m.MakeReady(&m.current());
   m.Leave();
 }

@@ -4,7 +4,8 @@
 // Caught, with the source line: races and uninitialised or out-of-bounds accesses in shared memory (through Shared<T>
 // of kernels/cuda/arch.h; plain pointers into it only by the address sanitizer), barriers and collectives that not all
 // of their threads reach, deadlocks, reads of a cp.async destination before its wait.
-// Not modelled: time, caches, the weak ordering of global memory.
+// Stores past the caches (StoreOnce16) show late, so that a fence which is missing before a release can be seen.
+// Not modelled: time, caches, the weak ordering of other accesses to global memory.
 #ifndef TESTS_SIMT_EXECUTOR_H_
 #define TESTS_SIMT_EXECUTOR_H_
 
@@ -29,6 +30,8 @@ struct LaunchConfig {
   uint64_t seed = 1;                        // order of lanes, warps and blocks, and when copies land
   int resident_blocks = 2;                  // that run at the same time
   int64_t max_switches = int64_t{1} << 28;  // of lanes, in all; beyond it the launch counts as endless
+  // Called when a thread has released a word to the host: what the host may read then must be there by now.
+  std::function<void(const uint64_t* word, uint64_t value)> released;
 };
 
 // Runs `kernel` once per thread of the grid. An error names the block, the threads, the lines and the seed; the
@@ -66,6 +69,12 @@ void CheckShared(SharedAccess access, const void* address, size_t size, Site sit
 void AsyncCopy(void* shared, const void* source, int source_bytes, Site site);
 void AsyncCommit();
 void AsyncWait(int groups_in_flight);  // all but the newest so many groups have landed
+
+// A store of 16 bytes that the kernel does not read again. It shows at a random moment up to this thread's next fence,
+// release or end.
+void StoreLate(void* to, const void* from);
+void FenceSystem();
+void StoreRelease(uint64_t* word, uint64_t value);
 
 // Lets other threads go first, perhaps. Sleep also advances the clock.
 void Yield();

@@ -211,9 +211,9 @@ absl::Status HostStream::Run(Dim3 grid, int threads, int shared_bytes, const std
 
 absl::Status HostStream::WriteKv(const cuda::WriteKvParams& p) {
   const int64_t row = 2 * p.geometry.head_size;
-  for (const absl::Status& status :
-       {Check("key", p.key.data, row, true), Check("value", p.value.data, row, true),
-        Check("slots", p.slots, p.num_tokens * sizeof(*p.slots), true), Check("cache", p.k_cache, row, true)}) {
+  for (const absl::Status& status : {Check("key", p.key.data, row, true), Check("value", p.value.data, row, true),
+                                     Check("slots", p.slots, p.num_tokens * sizeof(*p.slots), true),
+                                     Check("cache", p.k_cache, row, true), Check("cache", p.v_cache, row, true)}) {
     if (!status.ok()) return status;
   }
   return PushKernel(cuda::Check(p), [this, p] {
@@ -229,7 +229,7 @@ absl::Status HostStream::CheckAttend(const cuda::AttendParams& p) const {
         Check("items", p.items, p.num_items * sizeof(*p.items), true), Check("pages", p.pages, 1, true),
         Check("ranges", p.kv_begin, 4, true), Check("ranges", p.kv_end, 4, true),
         Check("positions", p.position, 4, true), Check("status", p.status, sizeof(*p.status), true),
-        Check("partials", p.partials.o, 1, true),
+        Check("partials", p.partials.o, 1, true), Check("partials", p.partials.lse, 1, true),
         Check("slopes", p.alibi_slopes, p.alibi_slopes == nullptr ? 0 : vector, true),
         Check("sinks", p.sinks, p.sinks == nullptr ? 0 : vector, true)}) {
     if (!status.ok()) return status;
@@ -277,8 +277,8 @@ absl::Status HostStream::Merge(const cuda::MergeParams& p) {
   const bool host = p.host.o != nullptr;
   for (const absl::Status& status :
        {Check("items", p.items, p.num_items * sizeof(*p.items), true), Check("partials", p.device.o, 1, true),
-        Check("host partials", p.host.o, host ? 1 : 0, false), Check("host lse", p.host.lse, host ? 1 : 0, false),
-        Check("output", p.o.data, 1, true)}) {
+        Check("partials", p.device.lse, 1, true), Check("host partials", p.host.o, host ? 1 : 0, false),
+        Check("host lse", p.host.lse, host ? 1 : 0, false), Check("output", p.o.data, 1, true)}) {
     if (!status.ok()) return status;
   }
   return PushKernel(cuda::Check(p), [this, p] {
