@@ -157,8 +157,10 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
   }
   o.isa_is_auto = c->isa == HG_ISA_AUTO;
   if (!o.isa_is_auto) {
-    absl::Status status = ReadEnum(
-        "isa", c->isa, 5, "-1 (auto), 0 (portable), 1 (avx2), 2 (avx512), 3 (avx512_bf16), 5 (avx512_vnni)", o.isa);
+    absl::Status status = ReadEnum("isa", c->isa, 5,
+                                   "-1 (auto), 0 (portable), 1 (avx2), 2 (avx512), 3 (avx512_bf16), 4 (amx_bf16), "
+                                   "5 (avx512_vnni)",
+                                   o.isa);
     if (!status.ok()) return status;
   }
   o.num_kv_heads = c->num_kv_heads;

@@ -79,6 +79,7 @@ typedef enum hg_isa {
   HG_ISA_AVX2 = 1,
   HG_ISA_AVX512 = 2,
   HG_ISA_AVX512_BF16 = 3,
+  HG_ISA_AMX_BF16 = 4,   /* above AVX512_BF16 */
   HG_ISA_AVX512_VNNI = 5 /* above AVX512, below AVX512_BF16 */
 } hg_isa;
 

@@ -86,8 +86,9 @@ constexpr Name kPlacements[] = {{"auto", HG_PLACEMENT_AUTO},
                                 {"interleave", HG_PLACEMENT_INTERLEAVE}};
 constexpr Name kHostPageFormats[] = {{"exact", HG_HOST_PAGES_EXACT}, {"int8", HG_HOST_PAGES_INT8}};
 constexpr Name kIsas[] = {
-    {"auto", HG_ISA_AUTO},     {"portable", HG_ISA_PORTABLE},       {"avx2", HG_ISA_AVX2},
-    {"avx512", HG_ISA_AVX512}, {"avx512_vnni", HG_ISA_AVX512_VNNI}, {"avx512_bf16", HG_ISA_AVX512_BF16}};
+    {"auto", HG_ISA_AUTO},        {"portable", HG_ISA_PORTABLE},       {"avx2", HG_ISA_AVX2},
+    {"avx512", HG_ISA_AVX512},    {"avx512_vnni", HG_ISA_AVX512_VNNI}, {"avx512_bf16", HG_ISA_AVX512_BF16},
+    {"amx_bf16", HG_ISA_AMX_BF16}};
 constexpr Name kDtypes[] = {{"float32", HG_FLOAT32}, {"float16", HG_FLOAT16}, {"bfloat16", HG_BFLOAT16}};
 constexpr Name kKvDtypes[] = {{"float8_e4m3", HG_FLOAT8_E4M3}, {"float8_e5m2", HG_FLOAT8_E5M2}};
 constexpr Name kEvents[] = {{"set", HG_REQUEST_SET},

@@ -7,7 +7,8 @@ namespace hybridgen {
 
 size_t AttendScratchBytes(int head_size) {
   return kScratchAlignment +
-         sizeof(float) * (ScratchQueryFloats(head_size) + ScratchScoreFloats() + ScratchKeyFloats(head_size));
+         sizeof(float) * (ScratchQueryFloats(head_size) + ScratchScoreFloats() + ScratchKeyFloats(head_size) +
+                          ScratchValueFloats(head_size) + ScratchWeightFloats());
 }
 
 }  // namespace hybridgen

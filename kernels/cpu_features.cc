@@ -4,6 +4,8 @@
 #include <string>
 #include <utility>
 
+#include "kernels/cpu/tiles_usable.h"
+
 namespace hybridgen {
 namespace {
 
@@ -34,6 +36,7 @@ std::string CpuFeatures::ToString() const {
   for (const auto& [present, name] : features) {
     if (present) Append(list, name);
   }
+  if (!amx_refused.empty()) Append(list, ("(amx unusable: " + amx_refused + ")").c_str());
   return list.empty() ? "none" : list;
 }
 
@@ -54,6 +57,10 @@ CpuFeatures DetectCpuFeatures() {
   features.avx512_fp16 = __builtin_cpu_supports("avx512fp16");
   features.amx_tile = __builtin_cpu_supports("amx-tile");
   features.amx_bf16 = __builtin_cpu_supports("amx-bf16");
+  if (features.amx_tile && features.amx_bf16) {
+    static const std::string* const kReason = new std::string(WhyTilesAreUnusable());
+    features.amx_refused = *kReason;
+  }
 #endif
   return features;
 }
@@ -71,8 +78,14 @@ std::string MissingFeatures(const CpuFeatures& features, Isa isa) {
     if (!features.avx512dq) Append(missing, "avx512dq");
     if (!features.avx512vl) Append(missing, "avx512vl");
   }
+  const bool amx = isa == Isa::kAmxBf16;
   if (isa == Isa::kAvx512Vnni && !features.avx512_vnni) Append(missing, "avx512_vnni");
-  if (isa == Isa::kAvx512Bf16 && !features.avx512_bf16) Append(missing, "avx512_bf16");
+  if ((isa == Isa::kAvx512Bf16 || amx) && !features.avx512_bf16) Append(missing, "avx512_bf16");
+  if (amx) {
+    if (!features.amx_tile) Append(missing, "amx_tile");
+    if (!features.amx_bf16) Append(missing, "amx_bf16");
+    if (!features.amx_refused.empty()) Append(missing, ("amx_tile (" + features.amx_refused + ")").c_str());
+  }
   return missing;
 }
 

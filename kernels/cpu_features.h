@@ -23,12 +23,14 @@ struct CpuFeatures {
   bool avx512_fp16 = false;
   bool amx_tile = false;
   bool amx_bf16 = false;
+  std::string amx_refused;  // why matrix tiles are not used though the CPU has them (tiles_usable.h); else empty
 
   // Names of the features present, separated by spaces; "none" if there are none.
   std::string ToString() const;
 };
 
-// Of the machine this runs on; includes the operating system's consent to save the registers.
+// Of the machine this runs on; includes the operating system's consent to save the registers. Where there are matrix
+// tiles, asks for the permission to use them, once per process.
 CpuFeatures DetectCpuFeatures();
 
 // Whether kernels of `isa` may run.

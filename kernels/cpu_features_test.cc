@@ -55,5 +55,17 @@ TEST(CpuFeaturesTest, NamesWhatIsThereAndWhatIsMissing) {
   EXPECT_EQ(MissingFeatures(f, Isa::kAvx512Bf16), "avx512_bf16");
 }
 
+TEST(CpuFeaturesTest, TilesThatTheSystemRefusesAreMissing) {
+  CpuFeatures f;
+  f.avx2 = f.fma = f.f16c = f.avx512f = f.avx512bw = f.avx512dq = f.avx512vl = f.avx512_bf16 = true;
+  EXPECT_EQ(MissingFeatures(f, Isa::kAmxBf16), "amx_tile amx_bf16");
+  f.amx_tile = f.amx_bf16 = true;
+  EXPECT_TRUE(Supports(f, Isa::kAmxBf16));
+  f.amx_refused = "no permission";
+  EXPECT_EQ(MissingFeatures(f, Isa::kAmxBf16), "amx_tile (no permission)");
+  EXPECT_TRUE(Supports(f, Isa::kAvx512Bf16));
+  EXPECT_NE(f.ToString().find("amx_bf16 (amx unusable: no permission)"), std::string::npos) << f.ToString();
+}
+
 }  // namespace
 }  // namespace hybridgen

@@ -6,9 +6,9 @@
 
 namespace hybridgen {
 
-// Lowest first; from avx512 on each needs that and what it is named after. Values are part of the C ABI (hybridgen.h);
-// never renumber.
-enum class Isa : uint8_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAvx512Vnni = 5 };
+// From avx512 on each needs that and what it is named after, amx_bf16 avx512_bf16 as well; the kernel table has their
+// order. Values are part of the C ABI (hybridgen.h); never renumber.
+enum class Isa : uint8_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmxBf16 = 4, kAvx512Vnni = 5 };
 
 constexpr const char* IsaName(Isa isa) {
   switch (isa) {
@@ -20,6 +20,8 @@ constexpr const char* IsaName(Isa isa) {
       return "avx512";
     case Isa::kAvx512Bf16:
       return "avx512_bf16";
+    case Isa::kAmxBf16:
+      return "amx_bf16";
     case Isa::kAvx512Vnni:
       return "avx512_vnni";
   }

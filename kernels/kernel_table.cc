@@ -57,7 +57,7 @@ absl::Span<const KernelRow> AllKernelRows() {
   static const std::vector<KernelRow>* const kTable = [] {
     auto* table = new std::vector<KernelRow>;
     for (const KernelRows& rows :
-         {kPortableKernels, kAvx2Kernels, kAvx512Kernels, kAvx512VnniKernels, kAvx512Bf16Kernels}) {
+         {kPortableKernels, kAvx2Kernels, kAvx512Kernels, kAvx512VnniKernels, kAvx512Bf16Kernels, kAmxBf16Kernels}) {
       table->insert(table->end(), rows.rows, rows.rows + rows.count);
     }
     return table;

@@ -32,6 +32,12 @@ CpuFeatures Zen4() {
   return f;
 }
 
+CpuFeatures SapphireRapids() {
+  CpuFeatures f = CooperLake();
+  f.amx_tile = f.amx_bf16 = true;
+  return f;
+}
+
 // Attend of these pages in a set.
 AttendFn Attend(const KernelSet& set, PageFormat format, DType dtype, int head_size) {
   PageGeometry pages;
@@ -66,7 +72,7 @@ TEST(KernelTableTest, RowsAreInTheOrderOfTheirIsaAndHaveTheirFunction) {
 }
 
 TEST(KernelTableTest, EverySetIsComplete) {
-  for (const CpuFeatures& features : {CpuFeatures(), Haswell(), Skylake(), CooperLake(), Zen4()}) {
+  for (const CpuFeatures& features : {CpuFeatures(), Haswell(), Skylake(), CooperLake(), Zen4(), SapphireRapids()}) {
     const KernelSet set = SelectKernels(features);
     EXPECT_STREQ(set.name, IsaName(set.isa));
     EXPECT_NE(set.init_rows, nullptr);
@@ -93,6 +99,10 @@ TEST(KernelTableTest, SelectsTheBestRowsThatTheCpuRuns) {
   EXPECT_EQ(SelectKernels(Skylake()).isa, Isa::kAvx512);
   EXPECT_EQ(SelectKernels(CooperLake()).isa, Isa::kAvx512) << "its dot products are slower than multiply-adds";
   EXPECT_EQ(SelectKernels(Zen4()).isa, Isa::kAvx512Bf16);
+  EXPECT_EQ(SelectKernels(SapphireRapids()).isa, Isa::kAmxBf16);
+  CpuFeatures refused = SapphireRapids();
+  refused.amx_refused = "no permission";
+  EXPECT_EQ(SelectKernels(refused).isa, Isa::kAvx512);
   CpuFeatures no_f16c = Haswell();
   no_f16c.f16c = false;
   EXPECT_EQ(SelectKernels(no_f16c).isa, Isa::kPortable);
@@ -121,6 +131,13 @@ TEST(KernelTableTest, ARowReplacesOthersOnlyForThePagesItServes) {
             Attend(below, PageFormat::kPackedInt8V1, DType::kFloat16, 72));
   EXPECT_EQ(Attend(vnni, PageFormat::kPackedV1, DType::kFloat16, 72),
             Attend(below, PageFormat::kPackedV1, DType::kFloat16, 72));
+  const KernelSet tiles = SelectKernels(SapphireRapids());
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    EXPECT_EQ(Attend(tiles, PageFormat::kPackedV1, dtype, 128) == Attend(below, PageFormat::kPackedV1, dtype, 128),
+              dtype == DType::kFloat32);
+    EXPECT_EQ(Attend(tiles, PageFormat::kPackedV1, dtype, 72), Attend(below, PageFormat::kPackedV1, dtype, 72));
+    EXPECT_EQ(Attend(tiles, PageFormat::kStrided, dtype, 128), Attend(below, PageFormat::kStrided, dtype, 128));
+  }
 }
 
 TEST(KernelTableTest, FindsTheRowsUpToTheIsaAskedFor) {
@@ -139,6 +156,8 @@ TEST(KernelTableTest, RefusesWithWhatIsMissingAndWhatToUse) {
   EXPECT_NE(status.message().find("use 'avx2'"), std::string::npos) << status;
   const absl::Status no_bf16 = FindKernels(Skylake(), Isa::kAvx512Bf16).status();
   EXPECT_NE(no_bf16.message().find("need avx512_bf16"), std::string::npos) << no_bf16;
+  const absl::Status no_tiles = FindKernels(Zen4(), Isa::kAmxBf16).status();
+  EXPECT_NE(no_tiles.message().find("need amx_tile amx_bf16"), std::string::npos) << no_tiles;
   const absl::Status unknown = FindKernels(Skylake(), static_cast<Isa>(99)).status();
   EXPECT_EQ(unknown.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(unknown.message().find("portable (0), avx2 (1)"), std::string::npos) << unknown;

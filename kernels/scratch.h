@@ -15,8 +15,8 @@ constexpr int kRunGroups = 8;
 constexpr int kChunkGroups = 32;
 constexpr int kSharedChunkGroups = 8;
 
-// Query rows that share every load of K and V; the largest over all ISA levels.
-constexpr int kMaxRowBlock = 8;
+// Query rows that share every load of K and V; the largest over all ISA levels (two matrix tiles of 16).
+constexpr int kMaxRowBlock = 32;
 
 // Floats between the score rows of two query rows. The last group is never used: rows 512 bytes apart would
 // compete for the same cache sets.
@@ -31,11 +31,19 @@ static constexpr size_t ScratchScoreFloats() { return static_cast<size_t>(kMaxRo
 static constexpr size_t ScratchKeyFloats(int head_size) {
   return static_cast<size_t>(kSharedChunkGroups) * 16 * head_size;
 }
-// Behind those of an attend call: V rows of selected tokens, as many as there is room for K.
+// V in another form, of as many tokens as there is room for K: rows of selected tokens, or matrix tiles.
 static constexpr size_t ScratchValueFloats(int head_size) {
   return static_cast<size_t>(kSharedChunkGroups) * 16 * ((head_size + 15) / 16 * 16);
 }
-// Queries of digest bounds, split by sign.
+// For matrix tiles: the weights of a block of rows as the sum of three bfloat16 each, [term][row][token], kChunkGroups
+// of them for 16 rows or kSharedChunkGroups for 32. The 16 floats behind a row keep the rows out of the same cache
+// sets.
+constexpr int kWeightTerms = 3;
+static constexpr int WeightRowFloats(int rows) { return (rows <= 16 ? kChunkGroups : kSharedChunkGroups) * 8 + 16; }
+static constexpr size_t ScratchWeightFloats() { return static_cast<size_t>(kWeightTerms) * 16 * WeightRowFloats(16); }
+static_assert(2 * WeightRowFloats(32) <= WeightRowFloats(16), "32 rows fit as well");
+
+// Of digest bounds, which have no other parts: queries split by sign.
 static constexpr size_t ScratchSignedQueryFloats(int head_size) {
   return static_cast<size_t>(kMaxTileRows) * 2 * ((head_size + 15) / 16 * 16);
 }

@@ -60,7 +60,7 @@ struct SelectedTokens {
 
 // Folds the selected tokens, as far as a row sees them, into `state` as AttendFn does, and with its treatment of NaN
 // and infinities. No other token has an influence; the other half of a bfloat16 pair of V is all that is loaded of one.
-// scratch: SelectedScratchBytes(head_size) bytes, aligned to 4.
+// scratch: AttendScratchBytes(head_size) bytes, aligned to 4.
 using AttendSelectedFn = KernelResult (*)(const QueryTile& tile, const AttendArgs& args, const SelectedTokens& selected,
                                           RowState state, void* scratch);
 
@@ -87,7 +87,6 @@ struct SelectionKernels {
   BoundLogitsFn bound_logits = nullptr;
 };
 
-size_t SelectedScratchBytes(int head_size);
 size_t DigestScratchBytes(int head_size);
 
 }  // namespace hybridgen

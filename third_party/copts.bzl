@@ -18,4 +18,5 @@ HG_ISA_COPTS = {
     "avx512": _AVX512_COPTS,
     "avx512_bf16": _AVX512_COPTS + ["-mavx512bf16"],
     "avx512_vnni": _AVX512_COPTS + ["-mavx512vnni"],
+    "amx_bf16": _AVX512_COPTS + ["-mavx512bf16"],  # matrix tiles are used by assembly, which takes no flag
 }

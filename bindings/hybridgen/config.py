@@ -202,7 +202,7 @@ SETTINGS = (
         "exact, int8",
         "How the DRAM and CXL tiers store K and V. `exact`: in the model's dtype. `int8`: 8 bits and one scale for each "
         "token and KV head, which holds about twice as many blocks and rounds what is stored there. Needs a host tier; "
-        "refused in the `cuda` kind.",
+        "refused in the `cuda` kind and beside a float8 KV cache.",
     ),
     Setting(
         "cxl_gbps",
@@ -285,8 +285,8 @@ SETTINGS = (
     Setting(
         "isa",
         AUTO,
-        _choice(AUTO, "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16"),
-        "auto, portable, avx2, avx512, avx512_vnni, avx512_bf16",
+        _choice(AUTO, "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16"),
+        "auto, portable, avx2, avx512, avx512_vnni, avx512_bf16, amx_bf16",
         "Kernel row; `auto` takes the best one that the CPU has.",
     ),
     Setting(

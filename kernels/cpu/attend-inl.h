@@ -1,49 +1,14 @@
 // Attention of a tile of rows over a list of pages: online softmax over chunks of 16-token groups. Textually included
-// once per ISA, after int8-inl.h.
+// once per ISA, after walk-inl.h and int8-inl.h.
 #ifndef KERNELS_CPU_ATTEND_INL_H_
 #define KERNELS_CPU_ATTEND_INL_H_
 
 namespace hybridgen {
 namespace {
 
-using ScoreFn = void (*)(const KeyGroups&, const Layout&, int, const float*, float*);
-using SumFn = void (*)(const ValueGroups&, const Layout&, int, const float*, float*);
-using EdgeFn = void (*)(const char*, const Layout&, const float*, int, int, float*);
-using LogitFn = float (*)(const QueryTile&, int, const SeenGroup*, int, float*);
-
-// How K lies where the score function reads it: 16 tokens per dim, 16 tokens per pair of dims that stay bfloat16, 16
-// tokens per four dims of 8 bits, or the dims of one token after the other.
-enum class KeyOrder : uint8_t { kDimMajor, kPairMajor, kQuadMajor, kTokenMajor };
-
-constexpr int Log2(int x) { return x <= 1 ? 0 : 1 + Log2(x / 2); }
-constexpr int kRowBlockSizes = Log2(kRowBlock) + 1;
-
-// Everything that stays the same during one call.
-struct Call {
-  QueryTile tile;  // its scale takes in the unit of loaded K
-  const AttendArgs* args;
-  RowState state;
-  int rows;
-  int vecs;     // of 16 dims in a row of state.acc
-  bool packed;  // in either format
-  bool int8;
-  Layout layout;
-  KeyOrder order;
-  float unit;                     // of loaded K and V
-  float* q;                       // blocks of rows as the score function reads them
-  int q_floats;                   // of a row in q
-  int max_groups;                 // of a chunk
-  float* scores;                  // [kRowBlock][kScoreStride]
-  float* keys;                    // transposed K: [kSharedChunkGroups][16 * head_size]; null: K is read as it lies
-  ScoreFn score[kRowBlockSizes];  // by log2 of the block's rows
-  SumFn sum[kRowBlockSizes];
-  EdgeFn edge;
-  LogitFn logits;
-};
-
-HG_INLINE int BlockSizeIndex(int rows) {
+HG_INLINE int BlockSizeIndex(int rows, int smallest = 1) {
   int index = 0;
-  while ((1 << index) < rows) ++index;
+  while ((smallest << index) < rows) ++index;
   return index;
 }
 
@@ -51,7 +16,7 @@ HG_INLINE int BlockSizeIndex(int rows) {
 // the group whose products with row first_row + r lie at call.scores + r * kScoreStride + 16 * i.
 int ScoreChunk(const Call& call, const Group* chunk, int num_groups, int first_row, SeenGroup* seen) {
   const QueryTile& tile = call.tile;
-  const int rows = AtMost(kRowBlock, call.rows - first_row);
+  const int rows = AtMost(call.row_block, call.rows - first_row);
   const int first_token = first_row / tile.group;
   const int last_token = (first_row + rows - 1) / tile.group;
   KeyGroups keys;
@@ -74,8 +39,8 @@ int ScoreChunk(const Call& call, const Group* chunk, int num_groups, int first_r
   }
   keys.count = num_seen;
   if (num_seen > 0) {
-    call.score[BlockSizeIndex(rows)](keys, call.layout, tile.head_size,
-                                     call.q + static_cast<size_t>(first_row) * call.q_floats, call.scores);
+    call.score[BlockSizeIndex(rows, call.smallest_block)](
+        keys, call.layout, tile.head_size, call.q + static_cast<size_t>(first_row) * call.q_floats, call.scores);
   }
   return num_seen;
 }
@@ -83,12 +48,12 @@ int ScoreChunk(const Call& call, const Group* chunk, int num_groups, int first_r
 // One block of rows over one chunk. next: for each group of the chunk, K to fetch ahead. False: a logit is +inf.
 bool AttendRows(const Call& call, const Group* chunk, const char* const* next, int num_groups, int first_row) {
   const QueryTile& tile = call.tile;
-  const int rows = AtMost(kRowBlock, call.rows - first_row);
+  const int rows = AtMost(call.row_block, call.rows - first_row);
   SeenGroup seen[kChunkGroups];
   const int num_seen = ScoreChunk(call, chunk, num_groups, first_row, seen);
   if (num_seen == 0) return true;
 
-  float decay[kRowBlock];
+  float decay[kMaxRowBlock];
   for (int r = 0; r < rows; ++r) {
     const int row = first_row + r;
     float* scores = call.scores + r * kScoreStride;
@@ -109,14 +74,14 @@ bool AttendRows(const Call& call, const Group* chunk, const char* const* next, i
     ++groups.count;
   }
   float* acc = call.state.acc + static_cast<size_t>(first_row) * call.vecs * 16;
-  call.sum[BlockSizeIndex(rows)](groups, call.layout, rows, decay, acc);
+  call.sum[BlockSizeIndex(rows, call.smallest_block)](groups, call.layout, rows, decay, acc);
 
   for (int i = 0; i < num_seen; ++i) {
     if (seen[i].whole) continue;
     for (int r = 0; r < rows; ++r) {
       const int token = (first_row + r) / tile.group;
       const Span span = Visible(*seen[i].group, tile.kv_begin[token], tile.kv_end[token]);
-      call.edge(seen[i].group->v, call.layout, call.scores + r * kScoreStride + 16 * i, span.lo, span.hi,
+      call.edge(seen[i].group->page_v, call.layout, call.scores + r * kScoreStride + 16 * i, span.lo, span.hi,
                 acc + static_cast<size_t>(r) * call.vecs * 16);
     }
   }
@@ -151,9 +116,9 @@ void TransposePairs(const char* const* rows, int count, int head_size, float* ou
   }
 }
 
-// Makes every group's K what the score function reads.
+// Transposes the K of every group if the score functions do not read it as it lies.
 void TransposeChunk(const Call& call, Group* chunk, int num_groups) {
-  if (call.keys == nullptr) return;
+  if (call.packed || call.order == KeyOrder::kTokenMajor) return;
   const PageGeometry& geometry = call.args->geometry;
   for (int i = 0; i < num_groups; ++i) {
     float* keys = call.keys + static_cast<size_t>(i) * 16 * geometry.head_size;
@@ -168,20 +133,30 @@ void TransposeChunk(const Call& call, Group* chunk, int num_groups) {
   }
 }
 
+// All rows over one chunk. next_keys: for each group, K to fetch ahead. False: a logit is +inf.
+bool AttendBlocks(const Call& call, Group* chunk, const char* const* next_keys, int num_groups) {
+  TransposeChunk(call, chunk, num_groups);
+  for (int row = 0; row < call.rows; row += call.row_block) {
+    if (!AttendRows(call, chunk, next_keys, num_groups, row)) return false;
+  }
+  return true;
+}
+
 // All rows over one chunk, while the K of what comes next is fetched: next[0, num_next) are its groups, at least those
 // that its runs begin with. False: a logit is +inf.
 bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* next, int num_next) {
   const char* next_keys[kChunkGroups];
+  const char* begin[kMaxRuns];  // of each run that comes next
+  int num_runs = 0;
+  for (int i = 0; i < num_next; ++i) {
+    if (next[i].step == 0) begin[num_runs++] = next[i].k;
+  }
   for (int i = 0; i < num_groups; ++i) {
     // V of a packed run ends in the fetch of the next K run's begin, of which every group takes its part.
-    next_keys[i] = call.packed ? next[AtMost(num_next - 1, chunk[i].run)].k + chunk[i].step * call.layout.ahead.vec
+    next_keys[i] = call.packed ? begin[AtMost(num_runs - 1, chunk[i].run)] + chunk[i].step * call.layout.ahead.vec
                                : next[AtMost(num_next - 1, i)].k;
   }
-  TransposeChunk(call, chunk, num_groups);
-  for (int row = 0; row < call.rows; row += kRowBlock) {
-    if (!AttendRows(call, chunk, next_keys, num_groups, row)) return false;
-  }
-  return true;
+  return call.attend_chunk(call, chunk, next_keys, num_groups);
 }
 
 // Queries as the score function reads them, each block of rows filled up to 1, 2, 4, ... rows.
@@ -298,112 +273,25 @@ void SelectFunctions(Call& call) {
                     : (alibi ? LogitRow<false, true> : LogitRow<false, false>);
 }
 
-// The part of the address arithmetic that is the same for all pages, in bytes.
-struct Addressing {
-  int64_t k_head;  // from one KV head of a page to the next
-  int64_t v_head;
-  int64_t k_group;  // from one 16-token group to the next
-  int64_t v_group;
-  int64_t v_scales;  // from a head's V to its scales, in 8-bit pages
-};
-
-Addressing SetLayout(Call& call) {
-  const PageGeometry& g = call.args->geometry;
-  const int64_t element = call.int8 ? 1 : static_cast<int64_t>(BytesOf(g.dtype));
-  if (call.packed) {
-    const Strides value = {16 * g.page_tokens * element, 16 * element};
-    // As many bytes as a group of K has: what is left at the end of V is the begin of the next run. One row computes so
-    // little that the hardware's prefetchers keep up with it in long runs, where instructions only take their slots.
-    int ahead = AtMost(call.vecs, 16 * call.vecs / g.page_tokens);
-    if (ahead == 0) ahead = 1;
-    if (call.rows == 1 && g.page_tokens >= 64) ahead = 0;
-    call.layout = {{256 * element, 16 * element}, value, call.vecs, 0, ahead, value};
-    const int64_t values = g.page_tokens * call.vecs * 16 * element;
-    const int64_t scale = call.int8 ? sizeof(float) : 0;  // of a token
-    const int64_t head = values + g.page_tokens * scale;
-    return {head, head, 16 * (call.vecs * 16 * element + scale), 16 * 16 * element, values};
-  }
-  const Strides key = {16 * element, g.k_token_stride * element};
-  call.layout = {key, {16 * element, g.v_token_stride * element}, g.head_size / 16, g.head_size % 16 != 0, call.vecs,
-                 key};
-  return {g.k_head_stride * element, g.v_head_stride * element, 16 * g.k_token_stride * element,
-          16 * g.v_token_stride * element, 0};
+// Fills in what does not depend on how blocks are attended. call.state stays as it is.
+void StartCall(const QueryTile& tile, const AttendArgs& args, void* scratch, Call& call) {
+  call.tile = tile;
+  call.args = &args;
+  call.rows = tile.num_tokens * tile.group;
+  call.vecs = (tile.head_size + 15) / 16;
+  call.packed = args.geometry.format != PageFormat::kStrided;
+  call.int8 = args.geometry.format == PageFormat::kPackedInt8V1;
+  call.unit = UnitOf(args.geometry.dtype);
+  call.tile.scale *= call.unit;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
+  call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);
+  call.scores = call.q + ScratchQueryFloats(tile.head_size);
+  call.keys = call.scores + ScratchScoreFloats();
+  call.values = call.keys + ScratchKeyFloats(tile.head_size);
+  call.weights = call.values + ScratchValueFloats(tile.head_size);
 }
 
-// A walk over the groups that some row sees, in page order.
-struct Cursor {
-  const Call* call;
-  Addressing address;
-  int page;
-  int token;  // in the page, of the next group
-};
-
-// Takes the next groups of the cursor's page that some row sees, up to `limit`, and returns their number. Less than
-// that: the page is finished, and the cursor stands at the next one.
-int NextRun(Cursor& cursor, int run, int limit, Group* groups) {
-  const QueryTile& tile = cursor.call->tile;
-  const AttendArgs& args = *cursor.call->args;
-  const KvPage& page = args.pages[cursor.page];
-  const char* k = reinterpret_cast<const char*>(args.k_base + page.k) + args.kv_head * cursor.address.k_head;
-  const char* v = reinterpret_cast<const char*>(args.v_base + page.v) + args.kv_head * cursor.address.v_head;
-  int count = 0;
-  for (; cursor.token < page.num_tokens; cursor.token += 16) {
-    if (count == limit) return count;
-    const int index = cursor.token / 16;
-    Group group = {k + index * cursor.address.k_group,
-                   v + index * cursor.address.v_group,
-                   reinterpret_cast<const float*>(v + cursor.address.v_scales) + 16 * index,
-                   cursor.page * args.geometry.page_tokens + cursor.token,
-                   page.first_position + cursor.token,
-                   AtMost(16, page.num_tokens - cursor.token),
-                   nullptr,
-                   run,
-                   count};
-    bool seen = false;
-    for (int token = 0; token < tile.num_tokens && !seen; ++token) {
-      const Span span = Visible(group, tile.kv_begin[token], tile.kv_end[token]);
-      seen = span.lo < span.hi;
-    }
-    if (seen) groups[count++] = group;  // else not read at all: the page may be poisoned
-  }
-  ++cursor.page;
-  cursor.token = 0;
-  return count;
-}
-
-// Fills `chunk` with the runs that come next and returns the number of groups; 0 at the end. First all runs' first
-// groups, then their second ones, and so on: neighbours are read side by side.
-int NextChunk(Cursor& cursor, Group* chunk) {
-  Group runs[kMaxRuns][kRunGroups];
-  int lengths[kMaxRuns];
-  int num_runs = 0;
-  int left = cursor.call->max_groups;
-  while (num_runs < kMaxRuns && left > 0 && cursor.page < cursor.call->args->num_pages) {
-    const int length = NextRun(cursor, num_runs, AtMost(left, kRunGroups), runs[num_runs]);
-    if (length == 0) continue;
-    left -= length;
-    lengths[num_runs++] = length;
-  }
-  int count = 0;
-  for (int step = 0; step < kRunGroups; ++step) {
-    for (int run = 0; run < num_runs; ++run) {
-      if (step >= lengths[run]) continue;
-      const bool last = step + 1 == lengths[run];
-      Group& group = chunk[count++];
-      group = runs[run][step];
-      if (!cursor.call->packed) {
-        group.next = group.v;
-      } else if (last) {
-        group.next = runs[run][0].v;
-      } else {
-        group.next = cursor.call->layout.vecs_ahead > 0 ? runs[run][step + 1].k : group.k;
-      }
-    }
-  }
-  return count;
-}
-
-// How Attend reads K. Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less
+// How vectors read K. Strided K is read as it lies where one block takes all rows: reducing 16 sums per row costs less
 // than transposing 16 tokens. Several blocks share a transposition, but would each widen and reduce.
 KeyOrder KeyOrderOf(const QueryTile& tile, const AttendArgs& args) {
   if (args.geometry.format == PageFormat::kPackedInt8V1) return KeyOrder::kQuadMajor;
@@ -413,35 +301,31 @@ KeyOrder KeyOrderOf(const QueryTile& tile, const AttendArgs& args) {
   return pairs ? KeyOrder::kPairMajor : KeyOrder::kDimMajor;
 }
 
-// Fills in `call`, packs the queries and returns the walk at its begin. call.state stays as it is.
-Cursor Begin(const QueryTile& tile, const AttendArgs& args, KeyOrder order, void* scratch, Call& call) {
-  call.tile = tile;
-  call.args = &args;
-  call.rows = tile.num_tokens * tile.group;
-  call.vecs = (tile.head_size + 15) / 16;
-  call.packed = args.geometry.format != PageFormat::kStrided;
-  call.int8 = args.geometry.format == PageFormat::kPackedInt8V1;
+// Fills in how blocks are attended by vectors; PackQueries is next.
+void UseVectors(Call& call, KeyOrder order) {
   call.order = order;
-  call.unit = UnitOf(args.geometry.dtype);
-  call.tile.scale *= call.unit;
+  call.row_block = kRowBlock;
+  call.smallest_block = 1;
   call.max_groups = call.rows <= kRowBlock ? kChunkGroups : kSharedChunkGroups;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(scratch) + kScratchAlignment - 1;
-  call.q = reinterpret_cast<float*>(begin / kScratchAlignment * kScratchAlignment);
+  call.groups_in_turn = 1;
   call.q_floats = order == KeyOrder::kTokenMajor  ? 16 * call.vecs
-                  : order == KeyOrder::kQuadMajor ? tile.head_size / 4 * kQuadPairs + 1
-                                                  : tile.head_size;
-  call.scores = call.q + ScratchQueryFloats(tile.head_size);
-  call.keys = !call.packed && order != KeyOrder::kTokenMajor ? call.scores + ScratchScoreFloats() : nullptr;
+                  : order == KeyOrder::kQuadMajor ? call.tile.head_size / 4 * kQuadPairs + 1
+                                                  : call.tile.head_size;
+  call.attend_chunk = AttendBlocks;
   SelectFunctions(call);
-  PackQueries(call);
-  return {&call, SetLayout(call), 0, 0};
 }
 
-KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState state, void* scratch) {
-  Call call;
-  call.state = state;
-  Cursor cursor = Begin(tile, args, KeyOrderOf(tile, args), scratch, call);
+// All that precedes the walk of a call by vectors. call.state stays as it is.
+void StartVectorCall(const QueryTile& tile, const AttendArgs& args, KeyOrder order, void* scratch, Call& call) {
+  StartCall(tile, args, scratch, call);
+  UseVectors(call, order);
+  PackQueries(call);
+}
 
+// Walks all pages, once it is settled how blocks are attended.
+KernelResult AttendPages(Call& call) {
+  const AttendArgs& args = *call.args;
+  Cursor cursor = FirstPage(call);
   Group chunks[2][kChunkGroups];
   int count = NextChunk(cursor, chunks[0]);
   // What the caller reads after the last chunk; without a next head the first chunk once more, which costs nothing.
@@ -462,6 +346,13 @@ KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState stat
     count = num_next;
   }
   return KernelResult::kOk;
+}
+
+KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState state, void* scratch) {
+  Call call;
+  call.state = state;
+  StartVectorCall(tile, args, KeyOrderOf(tile, args), scratch, call);
+  return AttendPages(call);
 }
 
 }  // namespace

@@ -33,6 +33,8 @@ class AttendContractTest : public testing::TestWithParam<KernelSet> {
 
 INSTANTIATE_TEST_SUITE_P(Isa, AttendContractTest, testing::ValuesIn(RunnableKernelSets()),
                          [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Emulated, AttendContractTest, testing::ValuesIn(EmulatedKernelSets()),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 std::vector<KvPage> Slice(const std::vector<KvPage>& pages, size_t begin, size_t end) {
   return {pages.begin() + begin, pages.begin() + end};

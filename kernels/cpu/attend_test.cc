@@ -43,6 +43,8 @@ class AttendTest : public testing::TestWithParam<KernelSet> {
 
 INSTANTIATE_TEST_SUITE_P(Isa, AttendTest, testing::ValuesIn(RunnableKernelSets()),
                          [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Emulated, AttendTest, testing::ValuesIn(EmulatedKernelSets()),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 TEST_P(AttendTest, LengthsRoundPagesVectorsAndChunks) {
   ForEachStorage([&](AttendCase c) {

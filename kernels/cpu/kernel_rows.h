@@ -12,6 +12,7 @@ extern const KernelRows kAvx2Kernels;
 extern const KernelRows kAvx512Kernels;
 extern const KernelRows kAvx512Bf16Kernels;
 extern const KernelRows kAvx512VnniKernels;
+extern const KernelRows kAmxBf16Kernels;
 
 }  // namespace hybridgen
 

@@ -17,6 +17,7 @@
 #include "kernels/cpu/tile-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 #include "kernels/cpu/int8-inl.h"
+#include "kernels/cpu/walk-inl.h"
 #include "kernels/cpu/attend-inl.h"
 #include "kernels/cpu/logits-inl.h"
 #include "kernels/cpu/selected-inl.h"

@@ -14,6 +14,7 @@
 #include "kernels/cpu/tile-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 #include "kernels/cpu/int8-inl.h"
+#include "kernels/cpu/walk-inl.h"
 #include "kernels/cpu/attend-inl.h"
 // clang-format on
 

@@ -8,7 +8,8 @@ namespace {
 // Walks over the pages as Attend does, without V: calls consume(seen groups, their number, first row, rows) for every
 // block of rows once call.scores holds the block's products. It returns false for a logit of +inf, which ends the walk.
 template <typename Consume>
-KernelResult ForEachProducts(Call& call, Cursor cursor, const Consume& consume) {
+KernelResult ForEachProducts(Call& call, const Consume& consume) {
+  Cursor cursor = FirstPage(call);
   call.layout.value = call.layout.key;  // what is fetched ahead is always K
   const int64_t to_next_head =
       call.args->next_kv_head < 0 ? 0 : (call.args->next_kv_head - call.args->kv_head) * cursor.address.k_head;
@@ -73,18 +74,17 @@ void HideUnseenGroups(const QueryTile& tile, const AttendArgs& args, float* logi
 KernelResult StoreLogits(const QueryTile& tile, const AttendArgs& args, float* logits, int64_t row_stride,
                          void* scratch) {
   Call call;
-  const Cursor cursor = Begin(tile, args, KeyOrderOf(tile, args), scratch, call);
+  StartVectorCall(tile, args, KeyOrderOf(tile, args), scratch, call);
   HideUnseenGroups(tile, args, logits, row_stride);
-  const KernelResult result =
-      ForEachProducts(call, cursor, [&](const SeenGroup* seen, int num_seen, int first_row, int rows) {
-        for (int r = 0; r < rows; ++r) {
-          float* scores = call.scores + r * kScoreStride;
-          if (call.logits(call.tile, first_row + r, seen, num_seen, scores) == -kMinusInfinity) return false;
-          float* out = logits + (first_row + r) * row_stride;
-          for (int i = 0; i < num_seen; ++i) StoreStream(out + seen[i].group->slot, Load(scores + 16 * i));
-        }
-        return true;
-      });
+  const KernelResult result = ForEachProducts(call, [&](const SeenGroup* seen, int num_seen, int first_row, int rows) {
+    for (int r = 0; r < rows; ++r) {
+      float* scores = call.scores + r * kScoreStride;
+      if (call.logits(call.tile, first_row + r, seen, num_seen, scores) == -kMinusInfinity) return false;
+      float* out = logits + (first_row + r) * row_stride;
+      for (int i = 0; i < num_seen; ++i) StoreStream(out + seen[i].group->slot, Load(scores + 16 * i));
+    }
+    return true;
+  });
   StreamFence();
   return result;
 }
@@ -159,8 +159,8 @@ bool SummariseRow(const QueryTile& tile, int row, const SeenGroup* seen, int num
 
 KernelResult SummariseLogits(const QueryTile& tile, const AttendArgs& args, LogitSummary summary, void* scratch) {
   Call call;
-  const Cursor cursor = Begin(tile, args, KeyOrderOf(tile, args), scratch, call);
-  return ForEachProducts(call, cursor, [&](const SeenGroup* seen, int num_seen, int first_row, int rows) {
+  StartVectorCall(tile, args, KeyOrderOf(tile, args), scratch, call);
+  return ForEachProducts(call, [&](const SeenGroup* seen, int num_seen, int first_row, int rows) {
     for (int r = 0; r < rows; ++r) {
       float* scores = call.scores + r * kScoreStride;
       const float chunk_max = call.logits(call.tile, first_row + r, seen, num_seen, scores);

@@ -162,7 +162,7 @@ PickedLogitFn PickedLogits(const QueryTile& tile, bool given) {
 
 // One block of rows over gathered groups. False: a logit is +inf.
 bool AttendPicked(const Call& call, const SelectedTokens& selected, PickedLogitFn logits, const Picked* picked,
-                  int num_groups, const float* values, int first_row) {
+                  int num_groups, int first_row) {
   const QueryTile& tile = call.tile;
   const int rows = AtMost(kRowBlock, call.rows - first_row);
   const size_t row_floats = static_cast<size_t>(call.vecs) * 16;
@@ -204,7 +204,7 @@ bool AttendPicked(const Call& call, const SelectedTokens& selected, PickedLogitF
       partly[i] |= !SeesAll(tile, token, picked[i]);
     }
     if (partly[i]) continue;
-    whole.v[whole.count] = whole.next[whole.count] = reinterpret_cast<const char*>(values + i * 16 * row_floats);
+    whole.v[whole.count] = whole.next[whole.count] = reinterpret_cast<const char*>(call.values + i * 16 * row_floats);
     whole.p[whole.count] = call.scores + 16 * i;
     ++whole.count;
   }
@@ -217,7 +217,7 @@ bool AttendPicked(const Call& call, const SelectedTokens& selected, PickedLogitF
     for (int r = 0; r < rows; ++r) {
       for (int t = 0; t < picked[i].count; ++t) {
         if (!Sees(tile, (first_row + r) / tile.group, picked[i].position[t])) continue;
-        call.edge(reinterpret_cast<const char*>(values + i * 16 * row_floats), layout,
+        call.edge(reinterpret_cast<const char*>(call.values + i * 16 * row_floats), layout,
                   call.scores + r * kScoreStride + 16 * i, t, t + 1, acc + r * row_floats);
       }
     }
@@ -230,10 +230,9 @@ KernelResult AttendSelected(const QueryTile& tile, const AttendArgs& args, const
   Call call;
   call.state = state;
   const bool packed = args.geometry.format == PageFormat::kPackedV1;
-  const Cursor at = Begin(tile, args, packed ? KeyOrderOf(tile, args) : KeyOrder::kDimMajor, scratch, call);
+  StartVectorCall(tile, args, packed ? KeyOrderOf(tile, args) : KeyOrder::kDimMajor, scratch, call);
   SetSum<Elements::kF32, PageFormat::kStrided>(call);
-  call.keys = call.scores + ScratchScoreFloats();
-  float* values = call.keys + ScratchKeyFloats(tile.head_size);
+  const Cursor at = FirstPage(call);
   const PickedLogitFn logits = PickedLogits(tile, selected.logits != nullptr);
   Picked picked[kSelectedGroups];
   for (int next = 0; next < selected.count;) {
@@ -249,10 +248,10 @@ KernelResult AttendSelected(const QueryTile& tile, const AttendArgs& args, const
     }
     if (num_groups == 0) break;
     for (int i = 0; i < num_groups; ++i) {
-      GatherValues(call, picked[i], values + static_cast<size_t>(i) * 16 * 16 * call.vecs);
+      GatherValues(call, picked[i], call.values + static_cast<size_t>(i) * 16 * 16 * call.vecs);
     }
     for (int row = 0; row < call.rows; row += kRowBlock) {
-      if (!AttendPicked(call, selected, logits, picked, num_groups, values, row)) return KernelResult::kInfiniteLogit;
+      if (!AttendPicked(call, selected, logits, picked, num_groups, row)) return KernelResult::kInfiniteLogit;
     }
   }
   return KernelResult::kOk;

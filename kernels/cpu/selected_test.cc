@@ -43,7 +43,7 @@ AttendResult RunSelected(const KernelSet& kernels, AttendData& data, int kv_head
   const int rows = c.num_tokens * c.group;
   const size_t padded = PaddedHeadSize(c.head_size);
   RedZoned<float> max(rows), sum(rows, 4), acc(rows * padded, 8);
-  RedZoned<uint8_t> scratch(SelectedScratchBytes(c.head_size), 4);
+  RedZoned<uint8_t> scratch(AttendScratchBytes(c.head_size), 4);
   const RowState state = {max.data(), sum.data(), acc.data()};
   AttendArgs args = data.Args(kv_head);
   const int64_t stride = static_cast<int64_t>(data.pages().size()) * c.page_tokens;

@@ -8,8 +8,9 @@ namespace {
 
 // 16 consecutive tokens of one page.
 struct Group {
-  const char* k;  // as the score function reads it
-  const char* v;
+  const char* k;              // as the score function reads it
+  const char* v;              // as the sum function reads it
+  const char* page_v;         // as the page has it
   const float* value_scales;  // [16], of 8-bit pages
   int32_t slot;               // of the first token: index of the page in the call * page_tokens + token
   int32_t position;           // of the first token

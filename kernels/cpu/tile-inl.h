@@ -35,6 +35,7 @@ struct Layout {
   // the strides `ahead`. 0: nothing of a run is fetched by instruction.
   int vecs_ahead;
   Strides ahead;
+  float* weights = nullptr;  // scratch of matrix tiles
 };
 
 // Groups that some row of a block sees. Neighbours in the list belong to different runs where there are several.

@@ -8,8 +8,10 @@
 #include <cstring>
 #include <random>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "kernels/cpu/kernels_amx_emulated.h"
 #include "kernels/kernel_table.h"
 #include "kernels/testing/red_zone.h"
 
@@ -328,6 +330,28 @@ const std::vector<KernelSet>& RunnableKernelSets() {
         std::printf("SKIPPED: %s\n", std::string(set.status().message()).c_str());
       }
     }
+    return sets;
+  }();
+  return *kSets;
+}
+
+const std::vector<KernelSet>& EmulatedKernelSets() {
+  static const std::vector<KernelSet>* const kSets = [] {
+    static constexpr char kName[] = "amx_bf16_emulated";
+    auto* sets = new std::vector<KernelSet>;
+    const absl::StatusOr<KernelSet> below = FindKernels(DetectCpuFeatures(), Isa::kAvx512Bf16);
+    if (!below.ok()) {
+      std::printf("SKIPPED: kernels '%s': %s\n", kName, std::string(below.status().message()).c_str());
+      return sets;
+    }
+    KernelSet set = *below;
+    set.name = kName;
+    for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+      AttendFn(&by_heads)[kNumHeadClasses] =
+          set.attend_by[static_cast<int>(PageFormat::kPackedV1)][static_cast<int>(dtype)];
+      by_heads[static_cast<int>(HeadClass::kMultipleOf32)] = kAmxEmulatedKernels.rows[0].attend;
+    }
+    sets->push_back(set);
     return sets;
   }();
   return *kSets;

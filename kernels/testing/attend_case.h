@@ -114,6 +114,9 @@ void CheckCase(const KernelSet& kernels, const AttendCase& c);
 // Kernel sets of this CPU. Prints the ones that it lacks, once.
 const std::vector<KernelSet>& RunnableKernelSets();
 
+// The row of matrix tiles with tiles in C++, if this CPU has the rest of what it needs; else prints what it lacks.
+const std::vector<KernelSet>& EmulatedKernelSets();
+
 // HYBRIDGEN_TEST_SEED or `fallback`; prints the seed and the command that repeats the test with it.
 uint32_t TestSeed(const char* target, uint32_t fallback);
 

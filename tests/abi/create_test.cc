@@ -83,9 +83,10 @@ TEST(CreateTest, Enums) {
   ExpectFieldRefused(&hg_config::device_kind, {-1, 3, kMax, kMin}, "device_kind", "cpu");
   ExpectFieldRefused(&hg_config::binding, {-1, 2, kMax, kMin}, "binding", "identity");
   ExpectFieldRefused(&hg_config::executor, {-1, 3, kMax, kMin}, "executor", "openmp");
-  ExpectFieldRefused(&hg_config::isa, {-2, 4, kMax, kMin}, "isa", "avx512");
+  ExpectFieldRefused(&hg_config::isa, {-2, 6, kMax, kMin}, "isa", "avx512");
   ExpectFieldRefused(&hg_config::dtype, {-1, 3, kMax, kMin}, "dtype", "bfloat16");
   ExpectFieldRefused(&hg_config::kv_dtype, {-1, 1, 2, 5, kMax, kMin}, "kv_dtype", "float8_e4m3");
+  ExpectFieldRefused(&hg_config::host_page_format, {-1, 2, kMax, kMin}, "host_page_format", "int8");
   ExpectFieldRefused(&hg_config::placement, {-1, 4, kMax, kMin}, "placement", "proportional");
 }
 

@@ -47,8 +47,8 @@ compile() {
 for source in "$root"/kernels/cuda/{attend_*,joint,launch}.cu "$root"/tests/gpu/*.cu; do
   compile "${source#"$root/"}" -O3 --expt-relaxed-constexpr "${architectures[@]}" "-Xcompiler=$warnings"
 done
-for source in kernels/cuda/{launch,joint_launch}_checks.cc kernels/{attention,cpu_features,page_copy}.cc \
-    tests/gpu/{report,host_part}.cc; do
+for source in kernels/cuda/{launch,joint_launch}_checks.cc kernels/{attention,cpu_features,float8,int8_page,page_copy}.cc \
+    kernels/cpu/tiles_usable.cc tests/gpu/{report,host_part}.cc; do
   compile "$source" -O2 "-Xcompiler=$warnings"
 done
 compile tests/bench/read_ceiling.cc -O2 "-Xcompiler=$warnings,-Wno-psabi"
@@ -58,6 +58,7 @@ compile kernels/cpu/kernels_portable.cc -O2 "-Xcompiler=$isa_warnings"
 compile kernels/cpu/kernels_avx2.cc -O2 "-Xcompiler=$isa_warnings,-mavx2,-mfma,-mf16c"
 compile kernels/cpu/kernels_avx512.cc -O2 "-Xcompiler=$isa_warnings,$avx512"
 compile kernels/cpu/kernels_avx512_bf16.cc -O2 "-Xcompiler=$isa_warnings,$avx512,-mavx512bf16"
+compile kernels/cpu/kernels_amx_bf16.cc -O2 "-Xcompiler=$isa_warnings,$avx512,-mavx512bf16"
 "$nvcc" "${architectures[@]}" -cudart static "${objects[@]}" -o "$out/check" -lpthread
 
 # ---- Few cases first: they say whether there is a device, and under the sanitizer that the rest may be trusted. ----

@@ -28,7 +28,7 @@ KernelSet KernelsOf(const PageGeometry& geometry) {
   const CpuFeatures features = DetectCpuFeatures();
   KernelSet set;
   const int format = static_cast<int>(geometry.format), dtype = static_cast<int>(geometry.dtype);
-  for (const KernelRows& rows : {kPortableKernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16Kernels}) {
+  for (const KernelRows& rows : {kPortableKernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16Kernels, kAmxBf16Kernels}) {
     for (int i = 0; i < rows.count; ++i) {
       const KernelRow& row = rows.rows[i];
       if (!Supports(features, row.isa) || (row.isa == Isa::kAvx512Bf16 && !features.fast_bf16_dot)) continue;

@@ -15,7 +15,7 @@ ABSL_FLAG(std::string, library, "backend/libhybridgen.so", "the library to open"
 ABSL_FLAG(std::string, device_kind, "cpu", "cpu, emulated or cuda");
 ABSL_FLAG(std::string, binding, "tiered", "identity or tiered");
 ABSL_FLAG(std::string, executor, "pool", "auto, openmp or pool");
-ABSL_FLAG(std::string, isa, "auto", "auto, portable, avx2, avx512 or avx512_bf16");
+ABSL_FLAG(std::string, isa, "auto", "auto, portable, avx2, avx512, avx512_vnni, avx512_bf16 or amx_bf16");
 ABSL_FLAG(std::string, dtype, "float32", "float32, float16 or bfloat16");
 ABSL_FLAG(int, num_kv_heads, 2, "KV heads");
 ABSL_FLAG(int, num_query_heads, 8, "query heads, a multiple of the KV heads");
@@ -90,7 +90,9 @@ HarnessOptions OptionsFromFlags() {
   config.device_kind = Choose("device_kind", absl::GetFlag(FLAGS_device_kind), {"cpu", "emulated", "cuda"});
   config.binding = Choose("binding", absl::GetFlag(FLAGS_binding), {"identity", "tiered"});
   config.executor = Choose("executor", absl::GetFlag(FLAGS_executor), {"auto", "openmp", "pool"});
-  config.isa = Choose("isa", absl::GetFlag(FLAGS_isa), {"auto", "portable", "avx2", "avx512", "avx512_bf16"}) - 1;
+  config.isa = Choose("isa", absl::GetFlag(FLAGS_isa),
+                      {"auto", "portable", "avx2", "avx512", "avx512_bf16", "amx_bf16", "avx512_vnni"}) -
+               1;
   config.dtype = Choose("dtype", absl::GetFlag(FLAGS_dtype), {"float32", "float16", "bfloat16"});
   config.num_kv_heads = absl::GetFlag(FLAGS_num_kv_heads);
   config.head_size = absl::GetFlag(FLAGS_head_size);

@@ -46,7 +46,7 @@ BAD_VALUES = [
     ("HYBRIDGEN_CPUS", "3-1", "0-3,8"),
     ("HYBRIDGEN_STREAMING_SHARE", "1.01", "0.0 to 1.0"),
     ("HYBRIDGEN_STREAMING_SHARE", "nan", "0.0 to 1.0"),
-    ("HYBRIDGEN_ISA", "sse", "portable, avx2, avx512, avx512_vnni, avx512_bf16"),
+    ("HYBRIDGEN_ISA", "sse", "portable, avx2, avx512, avx512_vnni, avx512_bf16, amx_bf16"),
     ("HYBRIDGEN_TIMEOUT", "0", "0.001 to 86400"),
     ("HYBRIDGEN_DEVICE_GBPS", "-3", "GB/s"),
     ("HYBRIDGEN_CHECK", "2", "0 or 1"),

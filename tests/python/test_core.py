@@ -77,7 +77,7 @@ def test_good_input_attends(cache):
         ("device_kind", "tpu", "cpu, emulated, cuda"),
         ("binding", "both", "identity, tiered"),
         ("executor", "gomp", "auto, openmp, pool"),
-        ("isa", "sse2", "auto, portable, avx2, avx512, avx512_bf16"),
+        ("isa", "sse2", "auto, portable, avx2, avx512, avx512_vnni, avx512_bf16, amx_bf16"),
         ("dtype", "int8", "float32, float16, bfloat16"),
         ("kv_dtype", "float16", "float8_e4m3, float8_e5m2"),
         ("num_kv_heads", 0, ""),
