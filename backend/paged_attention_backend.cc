@@ -455,9 +455,7 @@ std::string BackendImpl::StatisticsJson() const {
   device.configured = true;
   device.emulated = o_.device_kind == DeviceKind::kEmulated;
   if (tiered_ == nullptr) {
-    for (const Layer& layer : layers_) {
-      device.capacity_bytes += layer.pages.pool_pages * DevicePageBytes(o_);
-    }
+    for (const Layer& layer : layers_) device.capacity_bytes += layer.pages.pool_pages * DevicePageBytes(o_);
     return s.ToJson();
   }
   AddTieredStatistics(o_, *tiered_, s);
