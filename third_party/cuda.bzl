@@ -52,6 +52,16 @@ _cuda_objects = rule(
     },
 )
 
+# What nvcc makes is the same under every configuration, and takes minutes: it is made in the one for tools, once.
+def _built_once_impl(ctx):
+    made = ctx.attr.objects
+    return [made[DefaultInfo], made[OutputGroupInfo]]
+
+_built_once = rule(
+    implementation = _built_once_impl,
+    attrs = {"objects": attr.label(cfg = "exec")},
+)
+
 def cuda_library(name, srcs, hdrs = [], deps = [], **kwargs):
     """A cc_library of .cu files; NAME_ptxas are the reports of ptxas on every kernel and architecture.
 
@@ -67,7 +77,8 @@ def cuda_library(name, srcs, hdrs = [], deps = [], **kwargs):
     if not CUDA_PRESENT:
         return
     testonly = kwargs.get("testonly", False)
-    _cuda_objects(name = name + "_objects", srcs = srcs, hdrs = hdrs, deps = deps, testonly = testonly)
+    _cuda_objects(name = name + "_nvcc", srcs = srcs, hdrs = hdrs, deps = deps, testonly = testonly)
+    _built_once(name = name + "_objects", objects = name + "_nvcc", testonly = testonly)
     native.filegroup(name = name + "_ptxas", srcs = [name + "_objects"], output_group = "ptxas", testonly = testonly)
     native.cc_library(
         name = name,

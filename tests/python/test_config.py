@@ -50,7 +50,7 @@ BAD_VALUES = [
     ("HYBRIDGEN_TIMEOUT", "0", "0.001 to 86400"),
     ("HYBRIDGEN_DEVICE_GBPS", "-3", "GB/s"),
     ("HYBRIDGEN_CHECK", "2", "0 or 1"),
-    ("HYBRIDGEN_FULL_GRAPHS", "yes", "0 or 1"),
+    ("HYBRIDGEN_FULL_GRAPHS", "2", "0 or 1"),
     ("HYBRIDGEN_DISABLE", "maybe", "0 or 1"),
 ]
 

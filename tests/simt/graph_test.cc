@@ -83,14 +83,19 @@ void Drive(const Setting& s, Mode mode, int steps, Answers& answers) {
   Engine engine(shape, options, kDevicePages, kBlocks, s.drafts, seed, device);
   ASSERT_TRUE(engine.ok());
   if (testing::Test::HasFailure()) return;
-  while (steps > 0 ? answers.steps < steps : engine.replays() < kReplays && answers.steps < kMaxSteps) {
+  // What the scenario is for must have happened, so some go on for longer.
+  const auto waits = [&] {
+    return engine.replays() < kReplays ||
+           (s.binding == Binding::kTiered && engine.Statistics()["tiers"]["dram"]["cpu_read_bytes"] == 0);
+  };
+  while (steps > 0 ? answers.steps < steps : answers.steps < kMaxSteps && waits()) {
     SCOPED_TRACE(testing::Message() << "step " << answers.steps);
     engine.Step(/*token_budget=*/100);
     ++answers.steps;
     if (testing::Test::HasFailure()) return;
   }
   if (mode == Mode::kGraphs) {
-    EXPECT_EQ(engine.replays(), kReplays);
+    EXPECT_GE(engine.replays(), kReplays);
   }
   const nlohmann::json stats = engine.Statistics();
   EXPECT_GT(stats["tiers"]["device"]["device_read_bytes"], 0) << stats;
