@@ -227,7 +227,7 @@ absl::Status HostStream::CopyToDevice(void* to, const void* from, size_t bytes) 
   if (absl::Status s = Check("destination of a copy", to, bytes, /*device_only=*/true); !s.ok()) return s;
   if (absl::Status s = Check("source of a copy", from, bytes, /*device_only=*/false); !s.ok()) return s;
   return Push([=] {
-    std::memcpy(to, from, bytes);
+    if (bytes > 0) std::memcpy(to, from, bytes);  // nothing may come from nowhere
     return absl::OkStatus();
   });
 }
@@ -236,7 +236,7 @@ absl::Status HostStream::CopyToHost(void* to, const void* from, size_t bytes) {
   if (absl::Status s = Check("destination of a copy", to, bytes, /*device_only=*/false); !s.ok()) return s;
   if (absl::Status s = Check("source of a copy", from, bytes, /*device_only=*/true); !s.ok()) return s;
   return Push([=] {
-    std::memcpy(to, from, bytes);
+    if (bytes > 0) std::memcpy(to, from, bytes);  // nothing may come from nowhere
     return absl::OkStatus();
   });
 }
@@ -244,7 +244,7 @@ absl::Status HostStream::CopyToHost(void* to, const void* from, size_t bytes) {
 absl::Status HostStream::Zero(void* device, size_t bytes) {
   if (absl::Status s = Check("memory to zero", device, bytes, /*device_only=*/true); !s.ok()) return s;
   return Push([=] {
-    std::memset(device, 0, bytes);
+    if (bytes > 0) std::memset(device, 0, bytes);
     return absl::OkStatus();
   });
 }
