@@ -357,17 +357,7 @@ TEST_P(LogitsTest, RandomCases) {
     AttendCase c;
     c.dtype = kDTypes[pick(0, 2)];
     c.format = kFormats[pick(0, 1)];
-    c.page_tokens = 16 << pick(0, 3);
-    c.kv_heads = pick(1, 3);
-    c.group = pick(1, 12);
-    c.head_size = 8 * pick(1, 20);
-    c.num_tokens = pick(1, std::min(20, 64 / c.group));
-    c.length = c.num_tokens + pick(0, 300);
-    c.mask = pick(0, 3) == 0 ? OracleInput::Mask::kNone : OracleInput::Mask::kCausal;
-    c.window = pick(0, 1) == 0 ? 0 : pick(1, 150);
-    c.scale = 0.05f * pick(1, 20);
-    c.soft_cap = pick(0, 3) == 0 ? 2.0f : 0.0f;
-    c.alibi = pick(0, 3) == 0;
+    DrawShape(random, 300, c);
     c.seed = random();
     Check(kernels(), c);
     ASSERT_FALSE(HasFailure()) << "case " << i << " of seed " << seed;

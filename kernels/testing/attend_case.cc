@@ -89,6 +89,21 @@ float RoundTo(DType dtype, float x) {
   return ReadElement(dtype, &stored, 0);
 }
 
+void DrawShape(std::mt19937& random, int most_before, AttendCase& c) {
+  const auto pick = [&](int lo, int hi) { return std::uniform_int_distribution<int>(lo, hi)(random); };
+  c.page_tokens = 16 << pick(0, 3);
+  c.kv_heads = pick(1, 3);
+  c.group = pick(1, 12);
+  c.head_size = 8 * pick(1, 20);
+  c.num_tokens = pick(1, std::min(20, kMaxTileRows / c.group));
+  c.length = c.num_tokens + pick(0, most_before);
+  c.mask = pick(0, 3) == 0 ? OracleInput::Mask::kNone : OracleInput::Mask::kCausal;
+  c.window = pick(0, 1) == 0 ? 0 : pick(1, 150);
+  c.scale = 0.05f * pick(1, 20);
+  c.soft_cap = pick(0, 3) == 0 ? 2.0f : 0.0f;
+  c.alibi = pick(0, 3) == 0;
+}
+
 AttendData::AttendData(const AttendCase& c) : case_(c) {
   std::mt19937 random(c.seed);
   std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);

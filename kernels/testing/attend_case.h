@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,10 @@ struct AttendCase {
   void SetStorage(DType kv);
   std::string ToString() const;
 };
+
+// Draws the shape of a case: pages, heads, tokens, mask and what shapes its logits; up to `most_before` tokens come
+// before those of the query. What is stored, sinks and the seed are the caller's.
+void DrawShape(std::mt19937& random, int most_before, AttendCase& c);
 
 // The data of a case. Pages lie shuffled in one buffer whose every unused element is NaN; pages that no query token
 // sees have an address that faults. In 8-bit pages (kPackedInt8V1) keys and values are replaced by what the pages hold.
