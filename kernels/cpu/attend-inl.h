@@ -324,28 +324,10 @@ void StartVectorCall(const QueryTile& tile, const AttendArgs& args, KeyOrder ord
 
 // Walks all pages, once it is settled how blocks are attended.
 KernelResult AttendPages(Call& call) {
-  const AttendArgs& args = *call.args;
   Cursor cursor = FirstPage(call);
-  Group chunks[2][kChunkGroups];
-  int count = NextChunk(cursor, chunks[0]);
-  // What the caller reads after the last chunk; without a next head the first chunk once more, which costs nothing.
-  Group after[kChunkGroups];
-  const int num_after = count;
-  const int64_t to_next_head = args.next_kv_head < 0 ? 0 : (args.next_kv_head - args.kv_head) * cursor.address.k_head;
-  for (int i = 0; i < num_after; ++i) {
-    after[i] = chunks[0][i];
-    after[i].k += to_next_head;
-  }
-  for (int i = 0; count > 0; ++i) {
-    Group* next = chunks[(i + 1) % 2];
-    const int num_next = NextChunk(cursor, next);
-    const bool last = num_next == 0;
-    if (!AttendChunk(call, chunks[i % 2], count, last ? after : next, last ? num_after : num_next)) {
-      return KernelResult::kInfiniteLogit;
-    }
-    count = num_next;
-  }
-  return KernelResult::kOk;
+  return ForEachChunk(cursor, [&](Group* chunk, int count, const Group* next, int num_next) {
+    return AttendChunk(call, chunk, count, next, num_next);
+  });
 }
 
 KernelResult Attend(const QueryTile& tile, const AttendArgs& args, RowState state, void* scratch) {

@@ -105,9 +105,9 @@ void ScoreInt8(const KeyGroups& groups, const Layout& layout, int head_size, con
   }
 }
 
-// Puts the scales of V into the weights of groups. Of a group that every row sees in full
-// the weights become integers, as pairs and in place; of others they stay float32. As weights are at most 1, one step
-// serves all rows. Returns its worth; NaN if a scale is that all rows see.
+// Puts the scales of V into the weights of groups. Of a group that every row sees in full the weights become integers,
+// as pairs and in place; of others they stay float32. As weights are at most 1, one step serves all rows. Returns its
+// worth; NaN if a scale is that all rows see.
 float WeighInt8(const SeenGroup* seen, int count, int rows, float* scores) {
   Vec largest = Zero();
   Vec poison = Zero();  // 0 * x: NaN where x is

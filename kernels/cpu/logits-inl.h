@@ -11,23 +11,7 @@ template <typename Consume>
 KernelResult ForEachProducts(Call& call, const Consume& consume) {
   Cursor cursor = FirstPage(call);
   call.layout.value = call.layout.key;  // what is fetched ahead is always K
-  const int64_t to_next_head =
-      call.args->next_kv_head < 0 ? 0 : (call.args->next_kv_head - call.args->kv_head) * cursor.address.k_head;
-  Group chunks[2][kChunkGroups];
-  int count = NextChunk(cursor, chunks[0]);
-  // What the caller reads after the last chunk, as in Attend.
-  Group after[kChunkGroups];
-  const int num_after = count;
-  for (int i = 0; i < num_after; ++i) {
-    after[i] = chunks[0][i];
-    after[i].k += to_next_head;
-  }
-  for (int i = 0; count > 0; ++i) {
-    Group* chunk = chunks[i % 2];
-    Group* coming = chunks[(i + 1) % 2];
-    const int num_coming = NextChunk(cursor, coming);
-    const Group* next = num_coming == 0 ? after : coming;
-    const int num_next = num_coming == 0 ? num_after : num_coming;
+  return ForEachChunk(cursor, [&](Group* chunk, int count, const Group* next, int num_next) {
     // Behind a run's last group comes the begin of the next chunk's run, of which a packed run takes a whole group.
     const char* run_next[kMaxRuns] = {};
     for (int g = count - 1; g >= 0; --g) {
@@ -43,12 +27,11 @@ KernelResult ForEachProducts(Call& call, const Consume& consume) {
       SeenGroup seen[kChunkGroups];
       const int num_seen = ScoreChunk(call, chunk, count, row, seen);
       if (num_seen > 0 && !consume(seen, num_seen, row, AtMost(kRowBlock, call.rows - row))) {
-        return KernelResult::kInfiniteLogit;
+        return false;
       }
     }
-    count = num_coming;
-  }
-  return KernelResult::kOk;
+    return true;
+  });
 }
 
 // -inf for the groups that a row does not see at all, which the walk may not meet.

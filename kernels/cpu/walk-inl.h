@@ -1,5 +1,5 @@
-// What stays the same during one call, and its walk over the pages: 16-token groups in chunks of several runs. Textually
-// included once per ISA, after softmax-inl.h.
+// What stays the same during one call, and its walk over the pages: 16-token groups in chunks of several runs.
+// Textually included once per ISA, after softmax-inl.h.
 #ifndef KERNELS_CPU_WALK_INL_H_
 #define KERNELS_CPU_WALK_INL_H_
 
@@ -160,6 +160,33 @@ int NextChunk(Cursor& cursor, Group* chunk) {
 
 // The walk over a call's pages, at its begin.
 Cursor FirstPage(Call& call) { return {&call, SetLayout(call), 0, 0}; }
+
+// Walks all pages from the cursor on: visit(chunk, number of groups, those that are read next, their number), until it
+// returns false, for a logit of +inf. After the last chunk comes the first one of the next KV head; without a next head
+// the first chunk once more, whose fetching costs nothing.
+template <typename Visit>
+KernelResult ForEachChunk(Cursor& cursor, const Visit& visit) {
+  const AttendArgs& args = *cursor.call->args;
+  Group chunks[2][kChunkGroups];
+  int count = NextChunk(cursor, chunks[0]);
+  Group after[kChunkGroups];
+  const int num_after = count;
+  const int64_t to_next_head = args.next_kv_head < 0 ? 0 : (args.next_kv_head - args.kv_head) * cursor.address.k_head;
+  for (int i = 0; i < num_after; ++i) {
+    after[i] = chunks[0][i];
+    after[i].k += to_next_head;
+  }
+  for (int i = 0; count > 0; ++i) {
+    Group* next = chunks[(i + 1) % 2];
+    const int num_next = NextChunk(cursor, next);
+    const bool last = num_next == 0;
+    if (!visit(chunks[i % 2], count, last ? after : next, last ? num_after : num_next)) {
+      return KernelResult::kInfiniteLogit;
+    }
+    count = num_next;
+  }
+  return KernelResult::kOk;
+}
 
 }  // namespace
 }  // namespace hybridgen
