@@ -52,20 +52,25 @@ absl::Status CudaLayers::Run(const LayerCall& call, const CudaStep& step, int wi
   return calls > 0 ? pass(LayerTimes::kJoined) : absl::OkStatus();
 }
 
-absl::Status CudaLayers::WriteKv(const LayerCall& call, const CudaStep& step) {
-  if (call.key.data == nullptr || step.slots.empty()) return absl::OkStatus();
+cuda::WriteKvParams CudaLayers::WriteArguments(const LayerCall& call) const {
   cuda::WriteKvParams p;
   p.key = RowsOf(call.key);
   p.value = RowsOf(call.value);
   p.dtype = dtype_;
   p.k_scale = call.params->k_scale;
   p.v_scale = call.params->v_scale;
-  p.num_tokens = step.num_tokens;
-  p.slots = memory_.tables().slots.data();
   p.geometry = call.pages->pool;
   p.k_cache = reinterpret_cast<void*>(call.pages->pool_k);
   p.v_cache = reinterpret_cast<void*>(call.pages->pool_v);
   p.k_page_stride = p.v_page_stride = static_cast<int64_t>(call.pages->pool_page_bytes / DTypeSize(p.geometry.dtype));
+  return p;
+}
+
+absl::Status CudaLayers::WriteKv(const LayerCall& call, const CudaStep& step) {
+  if (call.key.data == nullptr || step.slots.empty()) return absl::OkStatus();
+  cuda::WriteKvParams p = WriteArguments(call);
+  p.num_tokens = step.num_tokens;
+  p.slots = memory_.tables().slots.data();
   return stream_->WriteKv(p);
 }
 
@@ -141,7 +146,8 @@ absl::Status CudaLayers::MergeRows(const LayerCall& call, const CudaStep& step) 
 absl::Status CudaLayers::Stream(const LayerCall& call, const CudaStep& step, int window,
                                 const CudaStreaming& streaming) {
   if (step.streamed.rounds.empty()) return absl::OkStatus();
-  return streaming.Run(call, step.streamed, window, AttendArguments(call, step, window), RowMerge(call));
+  return streaming.Run(call, step.streamed, window,
+                       {WriteArguments(call), AttendArguments(call, step, window), RowMerge(call)});
 }
 
 absl::Status CudaLayers::MergeOutputs(const LayerCall& call, const CudaStep& step) {

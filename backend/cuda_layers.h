@@ -73,7 +73,8 @@ class CudaLayers {
   absl::Status Await(const LayerJointCall& joint);
   // And merges them into the output.
   absl::Status Join(const LayerCall& call, const CudaStep& step, const LayerJointCall& joint);
-  // Arguments that are common to the layer's launches.
+  // Arguments that are common to the layer's launches; those of WriteKv but for tokens and slots.
+  cuda::WriteKvParams WriteArguments(const LayerCall& call) const;
   cuda::AttendParams AttendArguments(const LayerCall& call, const CudaStep& step, int window) const;
   cuda::MergeParams RowMerge(const LayerCall& call) const;
   cuda::MergeParams OutputMerge(const LayerCall& call) const;

@@ -27,40 +27,35 @@ absl::Status CudaStreaming::Unpack(const LayerCall& call, Range jobs) const {
 
 // The CPU worker writes this step's tokens to their host pages whenever it gets to it. So they come from the engine's
 // tensors here too, over what was copied of a page that holds older tokens as well; the CPU does not touch the latter.
-absl::Status CudaStreaming::Fill(const LayerCall& call, DType dtype, const StreamedRound& round,
+absl::Status CudaStreaming::Fill(const LayerCall& call, const cuda::WriteKvParams& write, const StreamedRound& round,
                                  const RingJobs& jobs) const {
   if (absl::Status status = Unpack(call, jobs.old_pages); !status.ok()) return status;
   if (call.key.data == nullptr) return Unpack(call, jobs.new_pages);  // what an earlier layer of the step has written
   if (round.slots.size() == 0) return absl::OkStatus();
-  const LayerPages& pages = *call.pages;
-  const auto rows = [&](const TensorView& tensor) {
-    const int64_t offset = round.first_token * tensor.token_stride * static_cast<int64_t>(DTypeSize(dtype));
-    return cuda::Rows{static_cast<char*>(tensor.data) + offset, tensor.token_stride, tensor.head_stride};
+  const auto from = [&](const cuda::Rows& rows) {
+    const int64_t offset = round.first_token * rows.token_stride * static_cast<int64_t>(DTypeSize(write.dtype));
+    return cuda::Rows{static_cast<char*>(rows.data) + offset, rows.token_stride, rows.head_stride};
   };
-  cuda::WriteKvParams p;
-  p.key = rows(call.key);
-  p.value = rows(call.value);
-  p.dtype = dtype;
-  p.k_scale = call.params->k_scale;
-  p.v_scale = call.params->v_scale;
+  cuda::WriteKvParams p = write;
+  p.key = from(write.key);
+  p.value = from(write.value);
   p.num_tokens = round.slots.size();
   p.slots = memory_->tables().streamed.slots.data() + round.slots.begin;
-  p.geometry = pages.pool;
   p.k_cache = ring_.get();
-  p.v_cache = static_cast<char*>(ring_.get()) + (pages.pool_v - pages.pool_k);
-  p.k_page_stride = p.v_page_stride = static_cast<int64_t>(pages.pool_page_bytes / DTypeSize(pages.pool.dtype));
+  p.v_cache = static_cast<char*>(ring_.get()) + (call.pages->pool_v - call.pages->pool_k);
   return stream_->WriteKv(p);
 }
 
 absl::Status CudaStreaming::Run(const LayerCall& call, const StreamedRounds& streamed, int window,
-                                cuda::AttendParams attend, cuda::MergeParams merge) const {
+                                LayerArguments arguments) const {
+  auto& [write, attend, merge] = arguments;
   const auto& t = memory_->tables().streamed;
   const size_t windows = streamed.jobs_of.size() / streamed.rounds.size();
   attend.k_base = reinterpret_cast<uint64_t>(ring_.get());
   attend.v_base = attend.k_base + (call.pages->pool_v - call.pages->pool_k);
   for (size_t r = 0; r < streamed.rounds.size(); ++r) {
     const StreamedRound& round = streamed.rounds[r];
-    if (absl::Status status = Fill(call, attend.dtype, round, streamed.jobs_of[r * windows + window]); !status.ok())
+    if (absl::Status status = Fill(call, write, round, streamed.jobs_of[r * windows + window]); !status.ok())
       return status;
     if (round.decode.size() > 0) {
       attend.items = t.decode.data() + round.decode.begin;

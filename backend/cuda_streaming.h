@@ -13,6 +13,13 @@
 
 namespace hybridgen {
 
+// A layer's own arguments, which a round takes over but for rows to write, pages and items.
+struct LayerArguments {
+  cuda::WriteKvParams write;
+  cuda::AttendParams attend;
+  cuda::MergeParams merge;
+};
+
 class CudaStreaming {
  public:
   // `stream` and `memory` outlive the object.
@@ -21,14 +28,13 @@ class CudaStreaming {
   // Takes the ring's memory, of `pages` pages of `page_bytes`, unless it has it. Errors: ResourceExhausted.
   absl::Status Reserve(int64_t pages, uint64_t page_bytes);
 
-  // Queues the rounds of a layer: copies, attention, and the merge into the sequences' rows. `attend` and `merge`: the
-  // layer's, but for pages and items. The plan is in device memory, the host pages are registered with the device.
-  absl::Status Run(const LayerCall& call, const StreamedRounds& streamed, int window, cuda::AttendParams attend,
-                   cuda::MergeParams merge) const;
+  // Queues the rounds of a layer: copies, attention, and the merge into the sequences' rows. The plan is in device
+  // memory, the host pages are registered with the device.
+  absl::Status Run(const LayerCall& call, const StreamedRounds& streamed, int window, LayerArguments arguments) const;
 
  private:
-  // `dtype`: of the step's tensors.
-  absl::Status Fill(const LayerCall& call, DType dtype, const StreamedRound& round, const RingJobs& jobs) const;
+  absl::Status Fill(const LayerCall& call, const cuda::WriteKvParams& write, const StreamedRound& round,
+                    const RingJobs& jobs) const;
   absl::Status Unpack(const LayerCall& call, Range jobs) const;
 
   DeviceStream* const stream_;
