@@ -27,6 +27,18 @@ namespace hybridgen {
 
 enum class PageFormat : uint8_t { kStrided = 0, kPackedV1 = 1, kPackedInt8V1 = 2 };
 
+constexpr const char* PageFormatName(PageFormat format) {
+  switch (format) {
+    case PageFormat::kStrided:
+      return "strided";
+    case PageFormat::kPackedV1:
+      return "packed";
+    case PageFormat::kPackedInt8V1:
+      return "int8";
+  }
+  return "unknown";
+}
+
 enum class KvRole : uint8_t { kKey = 0, kValue = 1 };
 
 // Geometry shared by all pages of one call. Strides are in elements and used by kStrided only; dims of one

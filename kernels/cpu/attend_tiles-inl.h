@@ -367,6 +367,13 @@ KernelResult AttendWithTiles(const QueryTile& tile, const AttendArgs& args, RowS
   return result;
 }
 
+// The rows of the kernel table, the same for real and for emulated tiles.
+constexpr KernelRow kTileKernelRows[] = {
+    {Isa::kAmxBf16,
+     {BitOf(DType::kBFloat16) | BitOf(DType::kFloat16), BitOf(PageFormat::kPackedV1), HeadClass::kMultipleOf32},
+     AttendWithTiles},
+};
+
 }  // namespace
 }  // namespace hybridgen
 

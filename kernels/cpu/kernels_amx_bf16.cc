@@ -20,16 +20,7 @@
 // clang-format on
 
 namespace hybridgen {
-namespace {
 
-constexpr KernelRow kRows[] = {
-    {Isa::kAmxBf16,
-     {BitOf(DType::kBFloat16) | BitOf(DType::kFloat16), BitOf(PageFormat::kPackedV1), HeadClass::kMultipleOf32},
-     AttendWithTiles},
-};
-
-}  // namespace
-
-const KernelRows kAmxBf16Kernels = {kRows, sizeof(kRows) / sizeof(kRows[0])};
+const KernelRows kAmxBf16Kernels = {kTileKernelRows, sizeof(kTileKernelRows) / sizeof(kTileKernelRows[0])};
 
 }  // namespace hybridgen

@@ -18,17 +18,8 @@
 // clang-format on
 
 namespace hybridgen {
-namespace {
 
-constexpr KernelRow kRows[] = {
-    {Isa::kAmxBf16,
-     {BitOf(DType::kBFloat16) | BitOf(DType::kFloat16), BitOf(PageFormat::kPackedV1), HeadClass::kMultipleOf32},
-     AttendWithTiles},
-};
-
-}  // namespace
-
-const KernelRows kAmxEmulatedKernels = {kRows, sizeof(kRows) / sizeof(kRows[0])};
+const KernelRows kAmxEmulatedKernels = {kTileKernelRows, sizeof(kTileKernelRows) / sizeof(kTileKernelRows[0])};
 
 int64_t EmulatedTileDots() { return tile_machine.dots; }
 

@@ -51,18 +51,6 @@ int64_t Offset(KvRole role, const PageGeometry& g, int head, int token, int dim)
                               : PackedValueOffset(g.dtype, g.page_tokens, g.head_size, head, token, dim);
 }
 
-const char* FormatName(PageFormat format) {
-  switch (format) {
-    case PageFormat::kStrided:
-      return "strided";
-    case PageFormat::kPackedV1:
-      return "packed";
-    case PageFormat::kPackedInt8V1:
-      return "int8";
-  }
-  return "unknown";
-}
-
 }  // namespace
 
 void AttendCase::SetStorage(DType kv) {
@@ -76,7 +64,7 @@ void AttendCase::SetStorage(DType kv) {
 }
 
 std::string AttendCase::ToString() const {
-  return absl::StrCat(DTypeName(dtype), " KV ", DTypeName(kv()), "->", DTypeName(output), " ", FormatName(format),
+  return absl::StrCat(DTypeName(dtype), " KV ", DTypeName(kv()), "->", DTypeName(output), " ", PageFormatName(format),
                       " page_tokens=", page_tokens, " kv_heads=", kv_heads, " group=", group, " head_size=", head_size,
                       " length=", length, " num_tokens=", num_tokens,
                       mask == OracleInput::Mask::kCausal ? " causal" : " full", " window=", window, " scale=", scale,

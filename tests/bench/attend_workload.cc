@@ -42,18 +42,6 @@ const char* KindName(AttendKind kind) {
   return "unknown";
 }
 
-const char* FormatName(PageFormat format) {
-  switch (format) {
-    case PageFormat::kStrided:
-      return "strided";
-    case PageFormat::kPackedV1:
-      return "packed";
-    case PageFormat::kPackedInt8V1:
-      return "int8";
-  }
-  return "unknown";
-}
-
 std::vector<char> RandomElements(DType dtype) {
   std::vector<char> elements(kPatternBytes);
   std::mt19937 random(1);
@@ -120,7 +108,7 @@ std::vector<char> AttendWorkload::RandomInt8Pages() const {
 }
 
 std::string AttendConfig::Name() const {
-  return absl::StrCat(KindName(kind), "/", kernels.name, "/", DTypeName(dtype), "/", FormatName(format), "/page",
+  return absl::StrCat(KindName(kind), "/", kernels.name, "/", DTypeName(dtype), "/", PageFormatName(format), "/page",
                       page_tokens, "/group", group, "/d", head_size);
 }
 

@@ -238,9 +238,7 @@ def main() -> None:
         dtype, group = case.split(":")
         results.append(compare(arguments, dtype, int(group)))
         print_result(results[-1])
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump({"arguments": vars(arguments), "cases": results}, file, indent=1)
+    sampling.write_results(arguments, results)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ two operations each; both results are verified first. Rounds in which the machin
 """
 
 import argparse
-import json
 import os
 import pathlib
 import sys
@@ -190,9 +189,7 @@ def main() -> None:
     for case in arguments.cases.split(","):
         results.append(compare(torch, arguments, case))
         print_result(results[-1])
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump({"arguments": vars(arguments), "cases": results}, file, indent=1)
+    sampling.write_results(arguments, results)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Samples on a machine that may not be quiet: statistics, and what disturbed a sample. Standard library only."""
 
+import json
 import os
 import statistics
 import time
@@ -72,3 +73,10 @@ class Quiet:
 
     def clean(self, limit: float = LIMIT) -> bool:
         return self.foreign <= limit and self.lost <= limit
+
+
+def write_results(arguments, cases: list[dict]) -> None:
+    """The cases with what they were asked for, to the file that `--json` named, if it did."""
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump({"arguments": vars(arguments), "cases": cases}, file, indent=1)
