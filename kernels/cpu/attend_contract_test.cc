@@ -9,44 +9,27 @@
 #include <cstring>
 #include <limits>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
-#include "kernels/testing/attend_case.h"
+#include "kernels/testing/kernel_set_test.h"
 
 namespace hybridgen {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
-constexpr DType kKvDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3,
-                               DType::kFloat8E5M2};
-constexpr PageFormat kFormats[] = {PageFormat::kStrided, PageFormat::kPackedV1};
+class AttendContractTest : public KernelSetTest {};
 
-class AttendContractTest : public testing::TestWithParam<KernelSet> {
- protected:
-  const KernelSet& kernels() const { return GetParam(); }
-};
-
-INSTANTIATE_TEST_SUITE_P(Isa, AttendContractTest, testing::ValuesIn(RunnableKernelSets()),
-                         [](const auto& info) { return std::string(info.param.name); });
-INSTANTIATE_TEST_SUITE_P(Emulated, AttendContractTest, testing::ValuesIn(EmulatedKernelSets()),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Isa, AttendContractTest, testing::ValuesIn(RunnableKernelSets()), KernelSetName);
+INSTANTIATE_TEST_SUITE_P(Emulated, AttendContractTest, testing::ValuesIn(EmulatedKernelSets()), KernelSetName);
 
 std::vector<KvPage> Slice(const std::vector<KvPage>& pages, size_t begin, size_t end) {
   return {pages.begin() + begin, pages.begin() + end};
 }
 
-bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 // Every cut of the page list, the ends included: one side of the split is then empty.
 TEST_P(AttendContractTest, TwoPartialsMergeToTheWhole) {
-  for (PageFormat format : kFormats) {
+  for (PageFormat format : kExactFormats) {
     AttendCase c;
     c.format = format;
     c.kv_heads = 1;
@@ -101,7 +84,7 @@ TEST_P(AttendContractTest, PageListsOfTwoFormatsContinueOneState) {
 // The pages hold other data until write_kv has replaced all of it, a few tokens at a time.
 TEST_P(AttendContractTest, ReadsWhatWriteKvWrote) {
   for (DType kv : kKvDTypes) {
-    for (PageFormat format : kFormats) {
+    for (PageFormat format : kExactFormats) {
       AttendCase c;
       c.SetStorage(kv);
       c.format = format;
@@ -159,7 +142,7 @@ TEST_P(AttendContractTest, ReadsWhatWriteKvWrote) {
 
 // Ranges that no causal mask gives: disjoint, empty, beyond the sequence, the largest integers; token order reversed.
 TEST_P(AttendContractTest, EveryTokenHasItsOwnRange) {
-  for (PageFormat format : kFormats) {
+  for (PageFormat format : kExactFormats) {
     AttendCase c;
     c.format = format;
     c.group = 3;
@@ -194,7 +177,7 @@ TEST_P(AttendContractTest, EveryTokenHasItsOwnRange) {
 }
 
 TEST_P(AttendContractTest, AnInfiniteLogitIsAnError) {
-  for (PageFormat format : kFormats) {
+  for (PageFormat format : kExactFormats) {
     for (int position : {0, 17, 63, 99}) {
       AttendCase c;
       c.format = format;
@@ -218,7 +201,7 @@ TEST_P(AttendContractTest, AnInfiniteLogitIsAnError) {
 }
 
 TEST_P(AttendContractTest, LogitsOfMinusInfinityWeighNothing) {
-  for (PageFormat format : kFormats) {
+  for (PageFormat format : kExactFormats) {
     AttendCase c;
     c.format = format;
     c.kv_heads = 1;
@@ -255,7 +238,7 @@ TEST_P(AttendContractTest, LogitsOfMinusInfinityWeighNothing) {
 // A NaN in K or V reaches the rows that see it and no other, in whatever block of rows they are computed.
 TEST_P(AttendContractTest, ANaNStaysWithTheRowsThatSeeIt) {
   for (DType kv : kKvDTypes) {
-    for (PageFormat format : kFormats) {
+    for (PageFormat format : kExactFormats) {
       for (int position : {60, 64, 67, 79}) {
         for (bool in_key : {true, false}) {
           AttendCase c;
@@ -361,7 +344,7 @@ TEST_P(AttendContractTest, ExtremeLogitsNeitherOverflowNorVanish) {
 
 TEST_P(AttendContractTest, RepeatedRunsGiveTheSameBits) {
   for (DType kv : kKvDTypes) {
-    for (PageFormat format : kFormats) {
+    for (PageFormat format : kExactFormats) {
       AttendCase c;
       c.SetStorage(kv);
       c.format = format;
@@ -380,7 +363,7 @@ TEST_P(AttendContractTest, RepeatedRunsGiveTheSameBits) {
 
 TEST_P(AttendContractTest, AgreesWithThePortableRow) {
   for (DType kv : kKvDTypes) {
-    for (PageFormat format : kFormats) {
+    for (PageFormat format : kExactFormats) {
       AttendCase c;
       c.SetStorage(kv);
       c.format = format;
@@ -413,7 +396,7 @@ TEST_P(AttendContractTest, RandomCases) {
     c.SetStorage(kKvDTypes[pick(0, 4)]);
     if (c.kv_dtype.has_value()) c.dtype = kDTypes[pick(0, 2)];
     c.output = kDTypes[pick(0, 2)];
-    c.format = kFormats[pick(0, 1)];
+    c.format = kExactFormats[pick(0, 1)];
     DrawShape(random, 300, c);
     c.sinks = pick(0, 3) == 0;
     c.seed = random();

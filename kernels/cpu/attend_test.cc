@@ -1,30 +1,20 @@
 // The attention kernels of every ISA level that this CPU has, against the oracle.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <limits>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
-#include "kernels/testing/attend_case.h"
+#include "kernels/testing/kernel_set_test.h"
 
 namespace hybridgen {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
-constexpr DType kKvDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3,
-                               DType::kFloat8E5M2};
 constexpr PageFormat kFormats[] = {PageFormat::kStrided, PageFormat::kPackedV1, PageFormat::kPackedInt8V1};
 
-class AttendTest : public testing::TestWithParam<KernelSet> {
+class AttendTest : public KernelSetTest {
  protected:
-  const KernelSet& kernels() const { return GetParam(); }
-
   // Calls f(case) for every dtype of KV and format.
   template <typename F>
   void ForEachStorage(F f) {
@@ -41,10 +31,8 @@ class AttendTest : public testing::TestWithParam<KernelSet> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(Isa, AttendTest, testing::ValuesIn(RunnableKernelSets()),
-                         [](const auto& info) { return std::string(info.param.name); });
-INSTANTIATE_TEST_SUITE_P(Emulated, AttendTest, testing::ValuesIn(EmulatedKernelSets()),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Isa, AttendTest, testing::ValuesIn(RunnableKernelSets()), KernelSetName);
+INSTANTIATE_TEST_SUITE_P(Emulated, AttendTest, testing::ValuesIn(EmulatedKernelSets()), KernelSetName);
 
 TEST_P(AttendTest, LengthsRoundPagesVectorsAndChunks) {
   ForEachStorage([&](AttendCase c) {

@@ -1,22 +1,17 @@
 // Attention by matrix tiles against the oracle: with emulated tiles, and with the CPU's where it has them.
 #include <cmath>
-#include <cstring>
-#include <limits>
-#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/kernels_amx_emulated.h"
 #include "kernels/cpu/tile_amx.h"
-#include "kernels/testing/attend_case.h"
+#include "kernels/testing/kernel_set_test.h"
 
 namespace hybridgen {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr DType kDTypes[] = {DType::kBFloat16, DType::kFloat16};
+constexpr DType kTileDTypes[] = {DType::kBFloat16, DType::kFloat16};
 
 std::vector<KernelSet> TileKernelSets() {
   std::vector<KernelSet> sets = EmulatedKernelSets();
@@ -26,14 +21,10 @@ std::vector<KernelSet> TileKernelSets() {
   return sets;
 }
 
-class AttendTilesTest : public testing::TestWithParam<KernelSet> {
- protected:
-  const KernelSet& kernels() const { return GetParam(); }
-};
+class AttendTilesTest : public KernelSetTest {};
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(AttendTilesTest);
-INSTANTIATE_TEST_SUITE_P(Isa, AttendTilesTest, testing::ValuesIn(TileKernelSets()),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Isa, AttendTilesTest, testing::ValuesIn(TileKernelSets()), KernelSetName);
 
 AttendCase Case(DType dtype, int num_tokens, int group, int head_size, int length) {
   AttendCase c;
@@ -47,13 +38,9 @@ AttendCase Case(DType dtype, int num_tokens, int group, int head_size, int lengt
   return c;
 }
 
-bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 // One row tile, two, two blocks, and a last tile that is full, nearly full or nearly empty.
 TEST_P(AttendTilesTest, EveryNumberOfRowTiles) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kTileDTypes) {
     for (int rows : {3, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33, 48, 64, 65, 128}) {
       AttendCase c = Case(dtype, 1, rows, 32, 75);
       c.page_tokens = 32;
@@ -64,7 +51,7 @@ TEST_P(AttendTilesTest, EveryNumberOfRowTiles) {
 
 // Pages of one group have no two groups of V in a row; lengths end in groups, pairs of groups, runs and chunks.
 TEST_P(AttendTilesTest, LengthsRoundPairsRunsAndChunks) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kTileDTypes) {
     for (int page_tokens : {16, 48, 256}) {
       for (int length : {1, 15, 16, 17, 32, 33, 48, 63, 128, 129, 145, 512, 513, 545}) {
         AttendCase c = Case(dtype, 1, length < 100 ? 12 : 9, 32, length);
@@ -76,7 +63,7 @@ TEST_P(AttendTilesTest, LengthsRoundPairsRunsAndChunks) {
 }
 
 TEST_P(AttendTilesTest, HeadSizes) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kTileDTypes) {
     for (int head_size : {32, 64, 96, 128, 160, 224, 256, 512, 48, 40}) {
       CheckCase(kernels(), Case(dtype, 1, 10, head_size, 70));
       CheckCase(kernels(), Case(dtype, 6, 3, head_size, 70));
@@ -86,7 +73,7 @@ TEST_P(AttendTilesTest, HeadSizes) {
 
 // Causal and window edges cut through pairs of groups: pairs then come from groups that are no neighbours.
 TEST_P(AttendTilesTest, EdgesOfTilesOfTokens) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kTileDTypes) {
     for (const auto& [num_tokens, group] : {std::pair{4, 4}, {21, 3}, {64, 1}, {8, 8}}) {
       for (int window : {0, 1, 17, 40, 150}) {
         for (int page_tokens : {16, 64}) {
@@ -101,7 +88,7 @@ TEST_P(AttendTilesTest, EdgesOfTilesOfTokens) {
 }
 
 TEST_P(AttendTilesTest, SoftCapAlibiSinksAndNarrowOutput) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kTileDTypes) {
     for (int variant = 0; variant < 8; ++variant) {
       AttendCase c = Case(dtype, 3, 6, 64, 150);
       c.kv_heads = 2;
@@ -119,7 +106,7 @@ TEST_P(AttendTilesTest, SoftCapAlibiSinksAndNarrowOutput) {
 // V of ones, and weights a little below 1 whose lower bits are random: two terms of each, truncated, would make the
 // mean 2^-17 too small, which is more than the tolerance of few tokens with small logits.
 TEST_P(AttendTilesTest, TheThirdTermOfAWeightCounts) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kTileDTypes) {
     for (int rows : {16, 32}) {
       AttendCase c = Case(dtype, 1, rows, 32, 32);
       c.scale = 0x1p-10f;
@@ -150,7 +137,7 @@ TEST_P(AttendTilesTest, ExtremesOfFloat16) {
 }
 
 TEST_P(AttendTilesTest, RepeatedRunsGiveTheSameBits) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kTileDTypes) {
     for (int num_tokens : {1, 9}) {
       AttendData data(Case(dtype, num_tokens, 7, 64, 333));
       const AttendResult first = RunCase(kernels(), data, 0);
@@ -163,7 +150,7 @@ TEST_P(AttendTilesTest, RepeatedRunsGiveTheSameBits) {
 }
 
 TEST_P(AttendTilesTest, CallsContinueOneState) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kTileDTypes) {
     AttendCase c = Case(dtype, 2, 8, 32, 200);
     AttendData data(c);
     const std::vector<KvPage>& pages = data.pages();
@@ -176,7 +163,7 @@ TEST_P(AttendTilesTest, CallsContinueOneState) {
 }
 
 TEST_P(AttendTilesTest, ANaNStaysWithTheRowsThatSeeIt) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kTileDTypes) {
     for (int position : {60, 64, 67, 79}) {
       for (bool in_key : {true, false}) {
         AttendCase c = Case(dtype, 21, 3, 32, 81);
@@ -206,7 +193,7 @@ TEST_P(AttendTilesTest, ANaNStaysWithTheRowsThatSeeIt) {
 // Infinite keys, which as float16 in two terms would make NaN of products with the second one. The chunk behind theirs
 // is attended by tiles again.
 TEST_P(AttendTilesTest, InfiniteLogits) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kTileDTypes) {
     for (int num_tokens : {1, 4}) {
       const AttendCase c = Case(dtype, num_tokens, 12, 32, 200);
       AttendData data(c);

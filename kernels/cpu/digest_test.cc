@@ -5,30 +5,18 @@
 #include <functional>
 #include <limits>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/testing/attend_case.h"
+#include "kernels/testing/kernel_set_test.h"
 #include "kernels/testing/red_zone.h"
 
 namespace hybridgen {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
-constexpr DType kStoredDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3,
-                                   DType::kFloat8E5M2};
-constexpr uint64_t kFaults = 4096 - 64;
+class DigestTest : public KernelSetTest {};
 
-class DigestTest : public testing::TestWithParam<KernelSet> {
- protected:
-  const KernelSet& kernels() const { return GetParam(); }
-};
-
-INSTANTIATE_TEST_SUITE_P(Isa, DigestTest, testing::ValuesIn(RunnableKernelSets()),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Isa, DigestTest, testing::ValuesIn(RunnableKernelSets()), KernelSetName);
 
 // The digests of all pages that the case's rows see, in the order of the pages.
 class Digests {
@@ -39,7 +27,7 @@ class Digests {
         pages_(data.pages()) {
     for (size_t i = 0; i < pages_.size(); ++i) {
       const KvPage& page = data.pages()[i];
-      if (page.k == kFaults) continue;  // nobody sees it
+      if (page.k == kPoisonedPage) continue;  // nobody sees it
       pages_[i].k = reinterpret_cast<uint64_t>(bytes_.data() + i * layout_.bytes);
       kernels.selection.build_digest(data.geometry(), page.k, page.v, page.num_tokens,
                                      bytes_.data() + i * layout_.bytes);
@@ -160,7 +148,7 @@ void SetQueries(AttendData& data, const std::function<float(int, int)>& f) {
 }
 
 TEST_P(DigestTest, HoldsBoxCentroidAndRadius) {
-  for (DType dtype : kStoredDTypes) {
+  for (DType dtype : kKvDTypes) {
     for (int head_size : {8, 16, 24, 64, 72}) {
       for (int length : {1, 2, 15, 16, 17, 33, 48, 100}) {
         AttendCase c;

@@ -2,30 +2,19 @@
 // where it says so, over what was put into them.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <limits>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
-#include "kernels/testing/attend_case.h"
+#include "kernels/testing/kernel_set_test.h"
 
 namespace hybridgen {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+class Int8Test : public KernelSetTest {};
 
-class Int8Test : public testing::TestWithParam<KernelSet> {
- protected:
-  const KernelSet& kernels() const { return GetParam(); }
-};
-
-INSTANTIATE_TEST_SUITE_P(Isa, Int8Test, testing::ValuesIn(RunnableKernelSets()),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Isa, Int8Test, testing::ValuesIn(RunnableKernelSets()), KernelSetName);
 
 AttendCase Int8Case() {
   AttendCase c;
@@ -273,8 +262,8 @@ TEST_P(Int8Test, RepeatedRunsGiveTheSameBits) {
   const AttendResult first = RunCase(kernels(), data, 1);
   const AttendResult again = RunCase(kernels(), data, 1);
   ASSERT_EQ(first.o.size(), again.o.size());
-  EXPECT_EQ(std::memcmp(first.o.data(), again.o.data(), first.o.size() * sizeof(float)), 0);
-  EXPECT_EQ(std::memcmp(first.lse.data(), again.lse.data(), first.lse.size() * sizeof(float)), 0);
+  EXPECT_TRUE(SameBits(first.o, again.o));
+  EXPECT_TRUE(SameBits(first.lse, again.lse));
 }
 
 }  // namespace

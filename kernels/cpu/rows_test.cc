@@ -3,28 +3,20 @@
 #include <cstring>
 #include <limits>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/testing/attend_case.h"
+#include "kernels/testing/kernel_set_test.h"
 #include "kernels/testing/red_zone.h"
 
 namespace hybridgen {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr double kUnit = 0x1p-24;
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
 
-class RowsTest : public testing::TestWithParam<KernelSet> {
- protected:
-  const KernelSet& kernels() const { return GetParam(); }
-};
+class RowsTest : public KernelSetTest {};
 
-INSTANTIATE_TEST_SUITE_P(Isa, RowsTest, testing::ValuesIn(RunnableKernelSets()),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Isa, RowsTest, testing::ValuesIn(RunnableKernelSets()), KernelSetName);
 
 QueryTile Tile(int num_tokens, int group, int head_size) {
   QueryTile tile;

@@ -1,38 +1,24 @@
 // Attention over selected tokens, of every ISA level that this CPU has, against the oracle.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/testing/attend_case.h"
+#include "kernels/testing/kernel_set_test.h"
 #include "kernels/testing/red_zone.h"
 
 namespace hybridgen {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
-constexpr DType kStoredDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3,
-                                   DType::kFloat8E5M2};
-constexpr PageFormat kFormats[] = {PageFormat::kStrided, PageFormat::kPackedV1};
-constexpr uint64_t kFaults = 4096 - 64;
-
 // Where the logits come from.
 enum class Logits { kFromKeys, kGiven };
 constexpr Logits kBoth[] = {Logits::kFromKeys, Logits::kGiven};
 
-class SelectedTest : public testing::TestWithParam<KernelSet> {
- protected:
-  const KernelSet& kernels() const { return GetParam(); }
-};
+class SelectedTest : public KernelSetTest {};
 
-INSTANTIATE_TEST_SUITE_P(Isa, SelectedTest, testing::ValuesIn(RunnableKernelSets()),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Isa, SelectedTest, testing::ValuesIn(RunnableKernelSets()), KernelSetName);
 
 // Attends the slots, cut into calls of `call_slots`. Pages without a selected token fault, and K where logits are
 // given.
@@ -57,8 +43,8 @@ AttendResult RunSelected(const KernelSet& kernels, AttendData& data, int kv_head
   for (size_t i = 0; i < pages.size(); ++i) {
     const bool chosen = std::any_of(slots.begin(), slots.end(),
                                     [&](int32_t slot) { return slot / c.page_tokens == static_cast<int>(i); });
-    if (!chosen || source == Logits::kGiven) pages[i].k = kFaults;
-    if (!chosen) pages[i].v = kFaults;
+    if (!chosen || source == Logits::kGiven) pages[i].k = kPoisonedPage;
+    if (!chosen) pages[i].v = kPoisonedPage;
   }
   args.pages = pages.data();
   const std::vector<float>& sinks = data.oracle(kv_head).sinks;
@@ -119,8 +105,8 @@ void Check(const KernelSet& kernels, const AttendCase& c, const std::vector<int3
 }
 
 TEST_P(SelectedTest, CountsRoundGroupsAndCalls) {
-  for (DType dtype : kStoredDTypes) {
-    for (PageFormat format : kFormats) {
+  for (DType dtype : kKvDTypes) {
+    for (PageFormat format : kExactFormats) {
       for (int count : {0, 1, 2, 15, 16, 17, 100, 127, 128, 129, 300}) {
         AttendCase c;
         c.SetStorage(dtype);
@@ -143,7 +129,7 @@ TEST_P(SelectedTest, CountsRoundGroupsAndCalls) {
 // Rows that see a part of the selection only, of which the group's other tokens are NaN for nobody.
 TEST_P(SelectedTest, EdgesCapAlibiAndSinks) {
   for (DType dtype : kDTypes) {
-    for (PageFormat format : kFormats) {
+    for (PageFormat format : kExactFormats) {
       for (int variant = 0; variant < 8; ++variant) {
         AttendCase c;
         c.dtype = dtype;
@@ -164,7 +150,7 @@ TEST_P(SelectedTest, EdgesCapAlibiAndSinks) {
 
 TEST_P(SelectedTest, ANaNStaysWithTheRowsThatSeeIt) {
   for (DType dtype : kDTypes) {
-    for (PageFormat format : kFormats) {
+    for (PageFormat format : kExactFormats) {
       for (bool in_key : {true, false}) {
         for (Logits source : kBoth) {
           AttendCase c;
@@ -193,7 +179,7 @@ TEST_P(SelectedTest, ANaNStaysWithTheRowsThatSeeIt) {
 }
 
 TEST_P(SelectedTest, Infinities) {
-  for (PageFormat format : kFormats) {
+  for (PageFormat format : kExactFormats) {
     AttendCase c;
     c.format = format;
     c.kv_heads = 1;
@@ -269,7 +255,7 @@ TEST_P(SelectedTest, RandomCases) {
   for (int i = 0; i < 60; ++i) {
     AttendCase c;
     c.dtype = kDTypes[pick(0, 2)];
-    c.format = kFormats[pick(0, 1)];
+    c.format = kExactFormats[pick(0, 1)];
     DrawShape(random, 300, c);
     c.sinks = pick(0, 3) == 0;
     c.seed = random();

@@ -18,9 +18,6 @@
 namespace hybridgen {
 namespace {
 
-// Not mapped on any Linux: reading it ends the test.
-constexpr uint64_t kPoisonedPage = 4096 - 64;
-
 PageGeometry MakeGeometry(const AttendCase& c, PageFormat format) {
   PageGeometry g;
   g.format = format;

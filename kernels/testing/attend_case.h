@@ -14,6 +14,9 @@
 
 namespace hybridgen {
 
+// Address of a page that nobody may read. Not mapped on any Linux: reading it ends the test.
+constexpr uint64_t kPoisonedPage = 4096 - 64;
+
 struct AttendCase {
   DType dtype = DType::kFloat32;  // of queries, and of KV unless kv_dtype is set
   std::optional<DType> kv_dtype;  // float8
