@@ -4,9 +4,10 @@
     ~/.cache/hybridgen/venv-vllm0.32/bin/python tests/bench/ci.py --json result.json     # exit status 1: a regression
     ... tests/bench/ci.py --update                                                       # adds this run to the baseline
 
-Compared are fractions of the read ceiling and ratios to the peers of the same run, never a time or a rate: those move
-from machine to machine. Even fractions differ between kinds of CPU, so the baseline holds a set per CPU model and
-thread count. A metric has regressed when three quarters of its samples are worse than three quarters of the
+Compared are fractions of the read ceiling, ratios to exact attention and to the peers of the same run, never a time or
+a rate: those move from machine to machine. Even fractions differ between kinds of CPU, so the baseline holds a set per CPU model and
+thread count; and a virtual machine's read ceiling may double when its CPUs are moved, so a metric has one entry for each
+ceiling that it was measured beside, and is judged by the entry of its own. A metric has regressed when three quarters of its samples are worse than three quarters of the
 baseline's, by more than what memory placement alone moves from run to run. `machine not quiet` is no failure: nothing
 is judged.
 """
@@ -28,12 +29,18 @@ _ROOT = _HERE.parents[1]
 # Where the physical pages of a run happen to lie moves a fraction by this much, within a run's samples alike.
 _PLACEMENT = 0.05
 
+# Ceilings that differ by more than this factor are two.
+_SAME_CEILING = 1.25
+
 # attend_bench flags of each part of the set.
 _KERNELS = [
     ["--dtypes=float32,float16,bfloat16", "--groups=4", "--page_tokens=128"],
     ["--dtypes=bfloat16", "--groups=1,8", "--page_tokens=128"],
     ["--dtypes=bfloat16", "--groups=4", "--page_tokens=16"],
     ["--dtypes=bfloat16", "--groups=4", "--page_tokens=16", "--formats=strided"],
+    ["--dtypes=bfloat16", "--groups=4", "--kinds=stored,summary,digests"],
+    ["--dtypes=bfloat16", "--groups=4", "--formats=int8"],
+    ["--dtypes=float8_e4m3", "--groups=4"],
 ]
 _PEER_CASES = "bfloat16:4,float16:4"
 
@@ -46,27 +53,44 @@ def machine_key(cpuinfo: str, threads: int) -> str:
 
 
 def kernel_metrics(report: dict) -> dict:
-    """Metric -> spread (None: machine not quiet), of attend_bench's JSON."""
-    return {
-        f"of seq1: {case['name']}": sampling.spread(case["of_seq1_samples"]) if case["quiet"] else None
-        for case in report["cases"]
-    }
-
-
-def peer_metrics(report: dict) -> dict:
-    """Metric -> spread (None: machine not quiet), of compare_peers.py's JSON; only what vLLM would run instead."""
+    """Metric -> spread with `seq1`, the ceiling in GB/s (None: machine not quiet), of attend_bench's JSON."""
     metrics = {}
     for case in report["cases"]:
-        for name in ("packed/vllm", "strided/vllm"):
-            metrics[f"{name}: {case['case']}"] = case["ratios"][name] if case["quiet"] else None
+        name = case["name"]
+        metrics[f"of seq1: {name}"] = None
+        if case["quiet"]:
+            ceiling = {"seq1": case["seq1"]["median"] / 1e9}
+            metrics[f"of seq1: {name}"] = sampling.spread(case["of_seq1_samples"]) | ceiling
+            if "of_exact_samples" in case:
+                metrics[f"over exact: {name}"] = sampling.spread(case["of_exact_samples"]) | ceiling
     return metrics
 
 
-def judge(now: dict, baseline: dict) -> list[tuple[str, str]]:
-    """(metric, verdict) for every metric; the verdict is ok, regression, better, not quiet or no baseline."""
+def peer_metrics(report: dict) -> dict:
+    """The same, of compare_peers.py's JSON; only what vLLM would run instead."""
+    metrics = {}
+    for case in report["cases"]:
+        for name in ("packed/vllm", "strided/vllm"):
+            metrics[f"{name}: {case['case']}"] = (
+                case["ratios"][name] | {"seq1": case["gb_per_second"]["seq1"]["median"]} if case["quiet"] else None
+            )
+    return metrics
+
+
+def same_ceiling(entries: list[dict], seq1: float) -> dict | None:
+    """The entry whose ceiling is nearest to this one, if that is the same ceiling."""
+    def distance(entry: dict) -> float:
+        return max(entry["seq1"] / seq1, seq1 / entry["seq1"])
+
+    nearest = min(entries, key=distance, default=None)
+    return nearest if nearest and distance(nearest) <= _SAME_CEILING else None
+
+
+def judge(now: dict, baseline: dict) -> list[tuple[str, str, dict | None]]:
+    """(metric, verdict, entry judged by); the verdict is ok, regression, better, not quiet or no baseline."""
     verdicts = []
     for name, spread in now.items():
-        stored = baseline.get(name)
+        stored = same_ceiling(baseline.get(name, []), spread["seq1"]) if spread else None
         if spread is None:
             verdict = "not quiet"
         elif stored is None:
@@ -77,18 +101,23 @@ def judge(now: dict, baseline: dict) -> list[tuple[str, str]]:
             verdict = "better"
         else:
             verdict = "ok"
-        verdicts.append((name, verdict))
+        verdicts.append((name, verdict, stored))
     return verdicts
 
 
 def merged(baseline: dict, now: dict) -> dict:
-    """The baseline with a run added: quartiles widen to what both runs saw, the median is the mean of both."""
-    result = dict(baseline)
+    """The baseline with a run added: quartiles widen to what both runs saw, the medians are the means of both."""
+    result = {name: list(entries) for name, entries in baseline.items()}
     for name, spread in now.items():
         if spread is None:
             continue
-        stored = result.get(name, spread)
-        result[name] = {
+        entries = result.setdefault(name, [])
+        stored = same_ceiling(entries, spread["seq1"])
+        if stored is None:
+            entries.append({key: spread[key] for key in ("seq1", "low", "median", "high")})
+            continue
+        entries[entries.index(stored)] = {
+            "seq1": (stored["seq1"] + spread["seq1"]) / 2,
             "low": min(stored["low"], spread["low"]),
             "median": (stored["median"] + spread["median"]) / 2,
             "high": max(stored["high"], spread["high"]),
@@ -96,12 +125,13 @@ def merged(baseline: dict, now: dict) -> dict:
     return result
 
 
-def table(now: dict, baseline: dict, verdicts: list[tuple[str, str]]) -> str:
-    lines = [f"{'':64} {'min':>6} {'median':>6} {'max':>6} {'stored':>7}"]
-    for name, verdict in verdicts:
-        spread, stored = now[name], baseline.get(name)
+def table(now: dict, verdicts: list[tuple[str, str, dict | None]]) -> str:
+    lines = [f"{'':70} {'min':>6} {'median':>6} {'max':>6} {'stored':>7} {'seq1':>5}"]
+    for name, verdict, stored in verdicts:
+        spread = now[name]
         numbers = " ".join(f"{spread[x]:6.2f}" for x in ("min", "median", "max")) if spread else " " * 20
-        lines.append(f"{name:64} {numbers} {format(stored['median'], '7.2f') if stored else '      -'}  {verdict}")
+        median = format(stored["median"], "7.2f") if stored else "      -"
+        lines.append(f"{name:70} {numbers} {median} {format(spread['seq1'], '5.1f') if spread else '    -'}  {verdict}")
     return "\n".join(lines)
 
 
@@ -149,15 +179,15 @@ def main() -> int:
     baseline = machines.get(key, {})
     verdicts = judge(now, baseline)
     print(f"\n{key}" + ("" if baseline else ": no baseline for this CPU; --update makes one"))
-    print(table(now, baseline, verdicts))
+    print(table(now, verdicts))
     if arguments.json:
-        report = {"machine": key, "metrics": now, "verdicts": dict(verdicts)}
+        report = {"machine": key, "metrics": now, "verdicts": {name: verdict for name, verdict, _ in verdicts}}
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if arguments.update:
         machines[key] = merged(baseline, now)
         arguments.baseline.write_text(json.dumps(machines, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return 0
-    regressions = [name for name, verdict in verdicts if verdict == "regression"]
+    regressions = [name for name, verdict, _ in verdicts if verdict == "regression"]
     quiet = sum(spread is not None for spread in now.values())
     print(f"{len(regressions)} regressions; {quiet} of {len(now)} metrics judged"
           + ("" if quiet else ": machine not quiet"))  # fmt: skip

@@ -174,10 +174,12 @@ def compare(arguments, dtype: str, group: int) -> dict:
     }
     rounds, discarded = [], 0
     end = time.monotonic() + arguments.case_seconds
+    samples = {"seq1": lambda: contenders["packed"].sample("seq1")}
+    samples |= {name: contender.sample for name, contender in contenders.items()}
     while len(rounds) < arguments.samples and time.monotonic() < end:
         results = {}
-        for name, contender in contenders.items():
-            results[name], clean = contender.sample()
+        for name, sample in samples.items():
+            results[name], clean = sample()
             if not clean and not arguments.disturbed:
                 discarded += 1
                 break
@@ -189,11 +191,11 @@ def compare(arguments, dtype: str, group: int) -> dict:
               "quiet": len(rounds) >= sampling.FEWEST}  # fmt: skip
     if result["quiet"]:
         result["gb_per_second"] = {
-            name: sampling.spread([r[name] / 1e9 for r in rounds]) for name in contenders
+            name: sampling.spread([r[name] / 1e9 for r in rounds]) for name in rounds[0]
         }
         result["ratios"] = {
             f"{ours}/{peer}": sampling.spread([r[ours] / r[peer] for r in rounds])
-            for ours in ("packed", "strided") for peer in ("vllm", "sdpa")
+            for ours in ("packed", "strided") for peer in ("vllm", "sdpa", "seq1")
         }  # fmt: skip
     return result
 

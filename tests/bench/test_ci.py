@@ -11,14 +11,18 @@ import ci
 import sampling
 
 
-def spread(*values):
-    return sampling.spread(values)
+def spread(*values, seq1=30.0):
+    return sampling.spread(values) | {"seq1": seq1}
+
+
+def verdicts(now, baseline):
+    return [(name, verdict) for name, verdict, _ in ci.judge(now, baseline)]
 
 
 def test_spread():
-    result = spread(5, 1, 2, 3, 4)
+    result = sampling.spread([5, 1, 2, 3, 4])
     assert result == {"min": 1, "low": 2, "median": 3, "high": 4, "max": 5, "clean": 5}
-    assert spread(7)["low"] == spread(7)["high"] == 7
+    assert sampling.spread([7])["low"] == sampling.spread([7])["high"] == 7
 
 
 def test_busy_seconds_counts_stolen_time_and_no_waiting():
@@ -28,7 +32,7 @@ def test_busy_seconds_counts_stolen_time_and_no_waiting():
 
 def test_an_unchanged_run_passes():
     now = {"a": spread(0.80, 0.82, 0.84)}
-    assert ci.judge(now, ci.merged({}, now)) == [("a", "ok")]
+    assert verdicts(now, ci.merged({}, now)) == [("a", "ok")]
 
 
 @pytest.mark.parametrize(
@@ -42,35 +46,49 @@ def test_an_unchanged_run_passes():
 )
 def test_verdicts(samples, verdict):
     baseline = ci.merged({}, {"a": spread(0.80, 0.82, 0.84)})
-    assert ci.judge({"a": spread(*samples)}, baseline) == [("a", verdict)]
+    assert verdicts({"a": spread(*samples)}, baseline) == [("a", verdict)]
 
 
 def test_noise_of_the_baseline_counts():
     noisy = ci.merged({}, {"a": spread(0.40, 0.82, 1.24)})
-    assert ci.judge({"a": spread(0.70, 0.72, 0.74)}, noisy) == [("a", "ok")]
+    assert verdicts({"a": spread(0.70, 0.72, 0.74)}, noisy) == [("a", "ok")]
 
 
 def test_not_quiet_and_unknown_metrics_are_not_judged():
     baseline = ci.merged({}, {"a": spread(0.8)})
-    assert ci.judge({"a": None, "b": spread(0.1)}, baseline) == [("a", "not quiet"), ("b", "no baseline")]
+    assert verdicts({"a": None, "b": spread(0.1)}, baseline) == [("a", "not quiet"), ("b", "no baseline")]
+
+
+def test_every_ceiling_has_its_own_entry():
+    fast = ci.merged({}, {"a": spread(0.44, 0.45, 0.46, seq1=67.0)})
+    both = ci.merged(fast, {"a": spread(0.76, 0.77, 0.78, seq1=37.0)})
+    assert [entry["seq1"] for entry in both["a"]] == [67.0, 37.0]
+    assert verdicts({"a": spread(0.60, seq1=38.0)}, both) == [("a", "regression")]
+    assert verdicts({"a": spread(0.60, seq1=64.0)}, both) == [("a", "better")]
+    assert verdicts({"a": spread(0.60, seq1=50.0)}, both) == [("a", "no baseline")]
 
 
 def test_updates_widen_the_baseline_and_keep_what_was_not_measured():
     first = ci.merged({}, {"a": spread(0.8, 0.8, 0.8), "b": spread(0.5)})
     second = ci.merged(first, {"a": spread(0.6, 0.6, 0.6), "b": None})
-    assert second["a"] == {"low": pytest.approx(0.6), "median": pytest.approx(0.7), "high": pytest.approx(0.8)}
+    low, median, high = (pytest.approx(value) for value in (0.6, 0.7, 0.8))
+    assert second["a"] == [{"seq1": 30.0, "low": low, "median": median, "high": high}]
     assert second["b"] == first["b"]
 
 
 def test_metrics_of_reports():
-    kernels = {"cases": [{"name": "x", "quiet": True, "of_seq1_samples": [0.5, 0.6]}, {"name": "y", "quiet": False}]}
-    metrics = ci.kernel_metrics(kernels)
+    quiet = {"quiet": True, "seq1": {"median": 30e9}, "of_seq1_samples": [0.5, 0.6], "of_exact_samples": [1.5]}
+    metrics = ci.kernel_metrics({"cases": [quiet | {"name": "x"}, {"name": "y", "quiet": False}]})
     assert metrics["of seq1: x"]["median"] == pytest.approx(0.55)
+    assert metrics["over exact: x"]["median"] == 1.5
+    assert metrics["over exact: x"]["seq1"] == metrics["of seq1: x"]["seq1"] == 30.0
     assert metrics["of seq1: y"] is None
-    ratios = {"packed/vllm": spread(2.0), "strided/vllm": spread(1.5), "packed/sdpa": spread(9.0)}
-    peers = {"cases": [{"case": "float16:4", "quiet": True, "ratios": ratios}, {"case": "z", "quiet": False}]}
-    metrics = ci.peer_metrics(peers)
+    ratios = {name: sampling.spread([2.0]) for name in ("packed/vllm", "strided/vllm", "packed/sdpa")}
+    rates = {"seq1": sampling.spread([30.0])}
+    peers = {"case": "float16:4", "quiet": True, "ratios": ratios, "gb_per_second": rates}
+    metrics = ci.peer_metrics({"cases": [peers, {"case": "z", "quiet": False}]})
     assert metrics["packed/vllm: float16:4"]["median"] == 2.0
+    assert metrics["packed/vllm: float16:4"]["seq1"] == 30.0
     assert metrics["strided/vllm: z"] is None
     assert len(metrics) == 4
 
