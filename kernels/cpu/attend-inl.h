@@ -153,7 +153,7 @@ bool AttendChunk(const Call& call, Group* chunk, int num_groups, const Group* ne
   }
   for (int i = 0; i < num_groups; ++i) {
     // V of a packed run ends in the fetch of the next K run's begin, of which every group takes its part.
-    next_keys[i] = call.packed ? begin[AtMost(num_runs - 1, chunk[i].run)] + chunk[i].step * call.layout.ahead.vec
+    next_keys[i] = call.packed ? begin[AtMost(num_runs - 1, chunk[i].run)] + chunk[i].step * 16 * call.layout.ahead.token
                                : next[AtMost(num_next - 1, i)].k;
   }
   return call.attend_chunk(call, chunk, next_keys, num_groups);
