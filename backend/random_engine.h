@@ -320,9 +320,9 @@ class Engine {
     }
     absl::Status status = backend_->PlanStep(batch, plan_);
     ASSERT_TRUE(status.ok()) << status;
-    for (const auto& [id, request] : requests_) {
-      page_digests_found_ += ExpectPageDigestsOf(*backend_, shape_, params_, head_groups_, request);
-    }
+    // Of one request, in turn.
+    const auto digested = std::next(requests_.begin(), steps_launched_ % static_cast<int>(requests_.size()));
+    page_digests_found_ += ExpectPageDigestsOf(*backend_, shape_, params_, head_groups_, digested->second);
     if (testing::Test::HasFailure()) return;
 
     const int tokens = query_start.back();

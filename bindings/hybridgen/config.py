@@ -209,8 +209,9 @@ SETTINGS = (
         "none",
         _choice("none", "on_publish"),
         "none, on_publish",
-        "Digests of K and V in host pages (bounds of K, centroid of V). `on_publish`: built when a block is published, in "
-        "DRAM on top of HYBRIDGEN_DRAM; nothing reads them yet. Needs a host tier; refused beside `int8` host pages.",
+        "Digests of K and V in host pages (bounds of K, centroid of V). `on_publish`: built when a block is published, "
+        "in DRAM on top of HYBRIDGEN_DRAM; nothing reads them yet. Needs a host tier; refused beside `int8` host "
+        "pages.",
     ),
     Setting(
         "cxl_gbps",
