@@ -76,6 +76,15 @@ TEST(BackendErrorsTest, UnusableOptionsAreRefusedByName) {
            o.host_page_format = HostPageFormat::kInt8;
          }),
          "host_page_format is int8; accepted with kv_dtype float8_e5m2, which has 8 bits already: exact");
+  expect(message([](BackendOptions& o) { o.page_digests = PageDigests::kOnPublish; }),
+         "page_digests is on_publish; accepted with the identity binding, which publishes nothing: none");
+  expect(message([](BackendOptions& o) {
+           o.binding = Binding::kTiered;
+           o.dram_bytes = 1 << 20;
+           o.host_page_format = HostPageFormat::kInt8;
+           o.page_digests = PageDigests::kOnPublish;
+         }),
+         "page_digests is on_publish; accepted with host_page_format int8, whose pages have no digests: none");
   expect(message([](BackendOptions& o) { o.binding = Binding::kTiered; }), "dram_bytes and cxl_bytes are both 0");
 }
 

@@ -84,6 +84,16 @@ const char* HostPageFormatName(HostPageFormat format) {
   return "unknown";
 }
 
+const char* PageDigestsName(PageDigests digests) {
+  switch (digests) {
+    case PageDigests::kNone:
+      return "none";
+    case PageDigests::kOnPublish:
+      return "on_publish";
+  }
+  return "unknown";
+}
+
 absl::Status Validate(const BackendOptions& o) {
   constexpr int kMaxThreads = 4096;
   for (const absl::Status& status : {
@@ -167,6 +177,16 @@ absl::Status Validate(const BackendOptions& o) {
     return absl::UnimplementedError(absl::StrCat("create backend: host_page_format is ",
                                                  HostPageFormatName(o.host_page_format), "; accepted with kv_dtype ",
                                                  DTypeName(o.kv()), ", which has 8 bits already: exact"));
+  }
+  if (o.page_digests != PageDigests::kNone && o.binding == Binding::kIdentity) {
+    return absl::InvalidArgumentError(absl::StrCat("create backend: page_digests is ", PageDigestsName(o.page_digests),
+                                                   "; accepted with the identity binding, which publishes nothing: "
+                                                   "none"));
+  }
+  if (o.page_digests != PageDigests::kNone && o.host_page_format == HostPageFormat::kInt8) {
+    return absl::UnimplementedError(absl::StrCat("create backend: page_digests is ", PageDigestsName(o.page_digests),
+                                                 "; accepted with host_page_format int8, whose pages have no digests: "
+                                                 "none"));
   }
   if (o.binding == Binding::kTiered && o.dram_bytes == 0 && o.cxl_bytes == 0) {
     return absl::InvalidArgumentError(

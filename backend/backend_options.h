@@ -29,6 +29,9 @@ enum class PlacementChoice : uint8_t { kAuto = 0, kRole = 1, kProportional = 2, 
 // (kPackedInt8V1 of kernels/page_format.h), which rounds what is published or written there.
 enum class HostPageFormat : uint8_t { kExact = 0, kInt8 = 1 };
 const char* HostPageFormatName(HostPageFormat format);
+// When digests of host pages (kernels/page_digest.h) are built.
+enum class PageDigests : uint8_t { kNone = 0, kOnPublish = 1 };
+const char* PageDigestsName(PageDigests digests);
 
 struct BackendOptions {
   DeviceKind device_kind = DeviceKind::kCpu;
@@ -56,6 +59,7 @@ struct BackendOptions {
   int64_t dram_bytes = 0;            // host tiers, all layers together
   int64_t cxl_bytes = 0;
   HostPageFormat host_page_format = HostPageFormat::kExact;
+  PageDigests page_digests = PageDigests::kNone;  // their memory comes on top of dram_bytes
   int dram_node = -1;
   int head_groups = 0;  // parts of the KV heads with a DRAM node each (head_groups.h); 0: as the machine is
   int cxl_node = -1;

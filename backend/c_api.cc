@@ -145,6 +145,7 @@ absl::StatusOr<hybridgen::BackendOptions> ReadConfig(const hg_config* config) {
            ReadEnum("executor", c->executor, 2, "0 (auto), 1 (openmp), 2 (pool)", o.executor),
            ReadEnum("dtype", c->dtype, 2, "0 (float32), 1 (float16), 2 (bfloat16)", o.dtype),
            ReadEnum("host_page_format", c->host_page_format, 1, "0 (exact), 1 (int8)", o.host_page_format),
+           ReadEnum("page_digests", c->page_digests, 1, "0 (none), 1 (on_publish)", o.page_digests),
            ReadEnum("placement", c->placement, 3, "0 (auto), 1 (role), 2 (proportional), 3 (interleave)", o.placement),
        }) {
     if (!status.ok()) return status;

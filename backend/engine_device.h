@@ -1,4 +1,5 @@
-// What the engine for tests (random_engine.h) runs on: the model's shape, a device with a queue, and graphs on it.
+// What the engine for tests (random_engine.h) runs on: the model's shape, its requests, a device with a queue, and
+// graphs on it.
 #ifndef BACKEND_ENGINE_DEVICE_H_
 #define BACKEND_ENGINE_DEVICE_H_
 
@@ -27,6 +28,15 @@ struct Shape {
   int block_size = 16;
   int query_heads() const { return kv_heads * group; }
   DType kv() const { return kv_dtype.value_or(dtype); }
+};
+
+// A request's tokens as the model would produce them. K/V of a position never change, except that rejected draft
+// tokens are replaced by others.
+struct Request {
+  std::vector<int32_t> blocks;
+  int computed = 0;                      // tokens whose K/V are in the cache
+  int length = 0;                        // tokens that exist
+  std::vector<std::vector<float>> k, v;  // [layer][position * kv_heads * head_size]
 };
 
 // A device with a queue of its own, for device_kind cuda.

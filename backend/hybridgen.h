@@ -73,6 +73,12 @@ typedef enum hg_host_page_format {
   HG_HOST_PAGES_INT8 = 1   /* 8 bits and a scale for each token and KV head: what is published is rounded */
 } hg_host_page_format;
 
+/* When digests of host pages are built (docs/block_manager.md). */
+typedef enum hg_page_digests {
+  HG_PAGE_DIGESTS_NONE = 0,
+  HG_PAGE_DIGESTS_ON_PUBLISH = 1 /* when a block is published */
+} hg_page_digests;
+
 typedef enum hg_isa {
   HG_ISA_AUTO = -1,
   HG_ISA_PORTABLE = 0,
@@ -127,6 +133,8 @@ typedef struct hg_config {
    * are captured. */
   int32_t graph_tokens; /* tokens */
   int32_t graph_pages;  /* pages on the device, of all its sequences together */
+  int32_t page_digests; /* hg_page_digests; ON_PUBLISH needs the tiered binding, takes memory on top of dram_bytes at
+                           bind, and is refused beside INT8 host pages */
 } hg_config;
 
 HG_EXPORT int32_t hg_abi_version(void);

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <optional>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "backend/copy_sink.h"
@@ -118,6 +119,9 @@ class BackendImpl final : public PagedAttentionBackend {
     return absl::OkStatus();
   }
 
+  const void* FindDigest(int layer, int head_group, int32_t block) const override {
+    return tiered_ == nullptr ? nullptr : tiered_->FindDigest(layer, head_group, block);
+  }
   std::string StatisticsJson() const override;
 
  private:
@@ -263,6 +267,9 @@ absl::Status BackendImpl::BindTiered(const TieredPool& pool) {
   planner.mirror = tiered_->mirror.get();
   planner.knobs = &knobs_;
   planner.device = device_.get();
+  planner.digests = tiered_->digests.get();
+  // With a CUDA device the CPU worker may be at the layers of earlier steps while a step is planned.
+  if (o_.device_kind != DeviceKind::kCuda) planner.executor = executor_;
   if (device_ != nullptr) {
     device_copies_ = std::make_unique<DeviceCopies>(device_.get());
     planner.copies = device_copies_.get();
@@ -416,14 +423,7 @@ StepTimings BackendImpl::TakeTimings() {
   } else if (inline_copies_ != nullptr) {
     now.transfer_seconds = inline_copies_->seconds();
   }
-  StepTimings step;
-  step.device_seconds = now.device_seconds - timed_.device_seconds;
-  step.cpu_seconds = now.cpu_seconds - timed_.cpu_seconds;
-  step.transfer_seconds = now.transfer_seconds - timed_.transfer_seconds;
-  step.device_bytes = now.device_bytes - timed_.device_bytes;
-  step.cpu_bytes = now.cpu_bytes - timed_.cpu_bytes;
-  timed_ = now;
-  return step;
+  return now - std::exchange(timed_, now);
 }
 
 std::string BackendImpl::StatisticsJson() const {

@@ -90,6 +90,10 @@ class PagedAttentionBackend {
   // For the steps planned from now on. Errors: InvalidArgument outside [0, 1].
   virtual absl::Status SetStreamingShare(double share) = 0;
 
+  // Digest (kernels/page_digest.h) of what a block holds now, of a layer and KV head group, which exist; null: there is
+  // none, as page_digests is none or what it holds has not been published. Valid until the next plan.
+  virtual const void* FindDigest(int layer, int head_group, int32_t block) const = 0;
+
   // docs/statistics.md
   virtual std::string StatisticsJson() const = 0;
 

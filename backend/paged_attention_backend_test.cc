@@ -105,6 +105,8 @@ TEST_P(BackendTest, MatchesTheOracleOverManySteps) {
   options.placement = s.placement;
   options.head_groups = s.head_groups;
   options.host_page_format = s.host_page_format;
+  const bool digests = s.binding == Binding::kTiered && s.host_page_format == HostPageFormat::kExact;
+  if (digests) options.page_digests = PageDigests::kOnPublish;
   if (s.placement == PlacementChoice::kProportional) {
     // Rates that decide the share and are too high to be felt.
     options.dram_gigabytes_per_second = 3000;
@@ -167,6 +169,14 @@ TEST_P(BackendTest, MatchesTheOracleOverManySteps) {
     EXPECT_GT(stats["migrations_dropped"], 0) << stats;
   }
   ExpectHeadGroups(s, stats);
+  EXPECT_EQ(stats.contains("page_digests"), digests) << stats;
+  if (digests) {
+    EXPECT_GT(engine.page_digests_found(), 0);
+    EXPECT_GT(stats["page_digests"]["blocks"], 0) << stats;
+    EXPECT_LE(stats["page_digests"]["blocks"], stats["publishes"]) << stats;
+    EXPECT_GT(stats["page_digests"]["reserved_bytes"], 0) << stats;
+    EXPECT_GT(stats["page_digests"]["seconds"], 0) << stats;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(

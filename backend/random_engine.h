@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/digest_check.h"
 #include "backend/engine_device.h"
 #include "backend/paged_attention_backend.h"
 #include "gtest/gtest.h"
@@ -26,15 +27,6 @@
 #include "tests/oracle/attention_oracle.h"
 
 namespace hybridgen {
-
-// A request's tokens as the model would produce them. K/V of a position never change, except that rejected draft
-// tokens are replaced by others.
-struct Request {
-  std::vector<int32_t> blocks;
-  int computed = 0;                      // tokens whose K/V are in the cache
-  int length = 0;                        // tokens that exist
-  std::vector<std::vector<float>> k, v;  // [layer][position * kv_heads * head_size]
-};
 
 class Engine {
  public:
@@ -93,6 +85,7 @@ class Engine {
       pool.num_blocks = num_blocks;
       const absl::Status status = backend_->BindTiered(pool);
       EXPECT_TRUE(status.ok()) << status;
+      head_groups_ = static_cast<int>(Statistics()["head_groups"]["groups"].size());
     } else {
       for (int l = 0; l < shape.layers; ++l) {
         IdentityPool identity;
@@ -125,6 +118,8 @@ class Engine {
   int preemptions() const { return preemptions_; }
   int prefix_hits() const { return prefix_hits_; }
   int replays() const { return replays_; }
+  // That have been checked, by step, block, layer and KV head.
+  int64_t page_digests_found() const { return page_digests_found_; }
   // Of every layer that has been looked at: what its answers are, as bits.
   const std::vector<size_t>& digests() const { return digests_; }
 
@@ -325,6 +320,10 @@ class Engine {
     }
     absl::Status status = backend_->PlanStep(batch, plan_);
     ASSERT_TRUE(status.ok()) << status;
+    // Of one request, in turn.
+    const auto digested = std::next(requests_.begin(), steps_launched_ % static_cast<int>(requests_.size()));
+    page_digests_found_ += ExpectPageDigestsOf(*backend_, shape_, params_, head_groups_, digested->second);
+    if (testing::Test::HasFailure()) return;
 
     const int tokens = query_start.back();
     const size_t graph = graphs_.For(query_start);
@@ -479,6 +478,8 @@ class Engine {
   Plan plan_;
   std::vector<Launched> launched_;
   std::vector<size_t> digests_;
+  int head_groups_ = 1;
+  int64_t page_digests_found_ = 0;
   int replays_ = 0;
   int steps_launched_ = 0;
   uint64_t next_id_ = 1;

@@ -104,6 +104,11 @@ std::string BackendStatistics::ToJson() const {
                    {"budget_waits", mover.budget_waits},
                    {"layer_waits", mover.layer_waits},
                    {"abandoned", mover.abandoned}};
+  if (page_digests.has_value()) {
+    json["page_digests"] = {{"reserved_bytes", page_digests->reserved_bytes},
+                            {"blocks", page_digests->blocks},
+                            {"seconds", page_digests->seconds}};
+  }
   if (!head_groups.empty()) json["head_groups"]["reason"] = head_groups_reason;
   for (const HeadGroupStatistics& group : head_groups) {
     json["head_groups"]["groups"].push_back({{"node", group.node},

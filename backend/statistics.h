@@ -4,9 +4,11 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "backend/block_digests.h"
 #include "backend/mover.h"
 #include "memory/block_manager.h"
 #include "memory/tier.h"
@@ -83,6 +85,7 @@ struct BackendStatistics {
   PlacementStatistics placement;
   BlockManagerStats blocks;  // zeros in the identity binding
   MoverStatistics mover;
+  std::optional<DigestStatistics> page_digests;  // unset: none are built
   std::string head_groups_reason;                // why there are as many
   std::vector<HeadGroupStatistics> head_groups;  // of the tiered binding
 

@@ -220,11 +220,17 @@ class TieredPlanner final : public StepPlanner {
     return o_.mover == nullptr ? absl::OkStatus() : Finish(o_.mover->TakeFinished());
   }
 
+  // All copies end here, whoever made them. Digests are built at once, while the new host pages are their block's and
+  // no write to them is planned.
   absl::Status Finish(const std::vector<CopyTask>& tasks) {
+    published_.clear();
     for (const CopyTask& task : tasks) {
       if (absl::Status status = o_.blocks->FinishCopy(task); !status.ok()) return status;
+      const bool applied =
+          task.outcome == CopyOutcome::kComplete && o_.blocks->generation(task.block) == task.generation;
+      if (applied && task.kind == CopyTask::Kind::kPublish) published_.push_back(task);
     }
-    return absl::OkStatus();
+    return o_.digests == nullptr ? absl::OkStatus() : o_.digests->Build(published_, o_.executor);
   }
 
   absl::Status Start(std::vector<CopyTask> tasks) {
@@ -368,6 +374,7 @@ class TieredPlanner final : public StepPlanner {
   std::vector<absl::Span<const int32_t>> tables_;  // of the present batch, cut to the blocks in use
   std::vector<PlanPage> host_pages_;               // of the present sequence
   std::vector<int32_t> recall_candidates_;
+  std::vector<CopyTask> published_;  // of the present Finish
   double stream_carry_ = 0;
   int64_t last_step_ = 0;
 };

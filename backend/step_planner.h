@@ -8,9 +8,11 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "backend/block_digests.h"
 #include "backend/block_table_mirror.h"
 #include "backend/copy_sink.h"
 #include "backend/device_worker.h"
+#include "backend/executor.h"
 #include "backend/host_tiers.h"
 #include "backend/mover.h"
 #include "backend/step_plan.h"
@@ -60,7 +62,9 @@ struct TieredPlannerOptions {
   const HostTiers* host = nullptr;
   BlockTableMirror* mirror = nullptr;
   CopySink* copies = nullptr;
-  Mover* mover = nullptr;  // null: no migrations
+  Mover* mover = nullptr;           // null: no migrations
+  BlockDigests* digests = nullptr;  // null: none are built
+  Executor* executor = nullptr;     // builds digests, idle while a step is planned; null: the planning thread, alone
   const StepKnobs* knobs = nullptr;
   // Takes pool pages and the streamed share; null: the CPU takes everything.
   DeviceWorker* device = nullptr;

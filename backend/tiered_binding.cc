@@ -157,7 +157,8 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
   binding->pool = pool;
   binding->stored_layers = stored_layers;
   for (void* region : pool.data) {
-    binding->pages.push_back(copied[std::find(stored.begin(), stored.end(), region) - stored.begin()]);
+    binding->stored_layer.push_back(static_cast<int>(std::find(stored.begin(), stored.end(), region) - stored.begin()));
+    binding->pages.push_back(copied[binding->stored_layer.back()]);
   }
   binding->choice = *std::move(choice);
   binding->placement = *std::move(placement);
@@ -165,6 +166,12 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
   binding->host = *std::move(host);
   binding->watch = std::make_unique<PlacementWatch>(&binding->host->arenas(), std::chrono::steady_clock::now());
   binding->mirror = std::make_unique<BlockTableMirror>(pool.num_blocks);
+  if (options.page_digests == PageDigests::kOnPublish) {
+    absl::StatusOr<std::unique_ptr<BlockDigests>> digests =
+        BlockDigests::Create(kernels, binding->host.get(), copied, pool.num_blocks);
+    if (!digests.ok()) return digests.status();
+    binding->digests = *std::move(digests);
+  }
   binding->copier = std::make_shared<const PageCopier>(kernels, binding->host.get(), std::move(copied));
   return binding;
 }
@@ -172,6 +179,7 @@ absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptio
 void AddTieredStatistics(const BackendOptions& options, const TieredBinding& binding, BackendStatistics& statistics) {
   const BlockManagerStats blocks = binding.blocks->Stats();
   statistics.blocks = blocks;
+  if (binding.digests != nullptr) statistics.page_digests = binding.digests->statistics();
   const HostTiersOptions& host = binding.host->options();
   for (const Tier tier : {Tier::kDevice, Tier::kDram, Tier::kCxl}) {
     const int t = Index(tier);

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "backend/backend_options.h"
+#include "backend/block_digests.h"
 #include "backend/block_table_mirror.h"
 #include "backend/host_tiers.h"
 #include "backend/layer_call.h"
@@ -38,6 +39,7 @@ struct TieredBinding {
   TieredPool pool;
   int64_t stored_layers = 0;      // layers with KV of their own
   std::vector<LayerPages> pages;  // [layer]
+  std::vector<int> stored_layer;  // [layer] index among those with KV of their own
   ChosenPlacement choice;
   Placement placement;
   std::unique_ptr<BlockManager> blocks;
@@ -45,6 +47,13 @@ struct TieredBinding {
   std::unique_ptr<PlacementWatch> watch;
   std::unique_ptr<BlockTableMirror> mirror;
   std::shared_ptr<const PageCopier> copier;
+  std::unique_ptr<BlockDigests> digests;  // null without BackendOptions::page_digests
+
+  // Of what the block holds now, `layer` as the engine counts; null: there is none.
+  const void* FindDigest(int layer, int head_group, int32_t block) const {
+    if (digests == nullptr) return nullptr;
+    return digests->Find(stored_layer[layer], head_group, block, blocks->generation(block));
+  }
 };
 
 // Most block ids of a tensor, with which addresses cannot overflow.
@@ -63,9 +72,9 @@ struct TieredSystem {
   DeviceRegistrar* registrar = nullptr;  // as HostTiersOptions::registrar
 };
 
-// Reserves the host tiers in full.
+// Reserves the host tiers, and digests, in full.
 // Errors: InvalidArgument for a malformed pool; ResourceExhausted with the sizes when a tier is larger than what may be
-// reserved, or when all tiers together cannot hold pool.num_blocks.
+// reserved, when all tiers together cannot hold pool.num_blocks, or when there is no room for digests.
 absl::StatusOr<std::unique_ptr<TieredBinding>> BindTieredPool(const BackendOptions& options,
                                                               const HeadGroups& head_groups, const KernelSet& kernels,
                                                               const TieredPool& pool, int num_layers,

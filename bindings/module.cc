@@ -85,6 +85,7 @@ constexpr Name kPlacements[] = {{"auto", HG_PLACEMENT_AUTO},
                                 {"proportional", HG_PLACEMENT_PROPORTIONAL},
                                 {"interleave", HG_PLACEMENT_INTERLEAVE}};
 constexpr Name kHostPageFormats[] = {{"exact", HG_HOST_PAGES_EXACT}, {"int8", HG_HOST_PAGES_INT8}};
+constexpr Name kPageDigests[] = {{"none", HG_PAGE_DIGESTS_NONE}, {"on_publish", HG_PAGE_DIGESTS_ON_PUBLISH}};
 constexpr Name kIsas[] = {
     {"auto", HG_ISA_AUTO},        {"portable", HG_ISA_PORTABLE},       {"avx2", HG_ISA_AVX2},
     {"avx512", HG_ISA_AVX512},    {"avx512_vnni", HG_ISA_AVX512_VNNI}, {"avx512_bf16", HG_ISA_AVX512_BF16},
@@ -375,7 +376,7 @@ std::unique_ptr<Backend> MakeBackend(
     double cxl_gigabytes_per_second, double mover_gigabytes_per_second, int32_t head_groups, double streaming_share,
     double device_gigabytes_per_second, double timeout_seconds, const std::optional<std::vector<int32_t>>& cpus,
     int32_t cuda_device, const std::optional<std::string>& kv_dtype, const std::string& host_page_format,
-    int32_t graph_tokens, int32_t graph_pages) {
+    int32_t graph_tokens, int32_t graph_pages, const std::string& page_digests) {
   hg_config config = {};
   config.struct_size = sizeof(config);
   config.device_kind = ValueOf("device_kind", device_kind, kDeviceKinds);
@@ -409,6 +410,7 @@ std::unique_ptr<Backend> MakeBackend(
   config.graph_tokens = graph_tokens;
   config.graph_pages = graph_pages;
   config.host_page_format = ValueOf("host_page_format", host_page_format, kHostPageFormats);
+  config.page_digests = ValueOf("page_digests", page_digests, kPageDigests);
   if (cpus) {
     config.cpus = cpus->data();
     config.num_cpus = static_cast<int32_t>(cpus->size());
@@ -447,7 +449,7 @@ PYBIND11_MODULE(_core, module) {
            arg("mover_gigabytes_per_second") = 0.0, arg("head_groups") = 0, arg("streaming_share") = 0.0,
            arg("device_gigabytes_per_second") = 0.0, arg("timeout_seconds") = 0.0, arg("cpus") = py::none(),
            arg("cuda_device") = 0, arg("kv_dtype") = py::none(), arg("host_page_format") = "exact",
-           arg("graph_tokens") = 0, arg("graph_pages") = 0)
+           arg("graph_tokens") = 0, arg("graph_pages") = 0, arg("page_digests") = "none")
       .def("add_layer", &Backend::AddLayer, py::kw_only(), arg("num_query_heads"), arg("scale"), arg("soft_cap") = 0.0f,
            arg("sliding_window") = 0, arg("alibi_slopes") = py::none(), arg("sinks") = py::none(),
            arg("k_scale") = 1.0f, arg("v_scale") = 1.0f, "Returns the layer's index: 0, 1, ...")

@@ -15,6 +15,13 @@ struct StepTimings {
   int64_t cpu_bytes = 0;        // KV bytes read by the CPU worker
 };
 
+// What was added between two totals.
+inline StepTimings operator-(const StepTimings& now, const StepTimings& before) {
+  return {now.device_seconds - before.device_seconds, now.cpu_seconds - before.cpu_seconds,
+          now.transfer_seconds - before.transfer_seconds, now.device_bytes - before.device_bytes,
+          now.cpu_bytes - before.cpu_bytes};
+}
+
 struct StepKnobs {
   double streaming_share = 0;  // f in [0, 1]: share of host-resident tokens that the device attends
   int publish_blocks = 0;      // most blocks to publish this step

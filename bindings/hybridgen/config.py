@@ -205,6 +205,15 @@ SETTINGS = (
         "refused in the `cuda` kind and beside a float8 KV cache.",
     ),
     Setting(
+        "page_digests",
+        "none",
+        _choice("none", "on_publish"),
+        "none, on_publish",
+        "Digests of K and V in host pages (bounds of K, centroid of V). `on_publish`: built when a block is published, "
+        "in DRAM on top of HYBRIDGEN_DRAM; nothing reads them yet. Needs a host tier; refused beside `int8` host "
+        "pages.",
+    ),
+    Setting(
         "cxl_gbps",
         "0",
         _number(0.0, 1e6),
@@ -327,6 +336,7 @@ class Config:
     cxl_device: str
     placement: str
     host_page_format: str
+    page_digests: str
     cxl_gbps: float
     mover_gbps: float
     head_groups: int
@@ -351,7 +361,10 @@ class Config:
 def identity(settings: Config, auto_kind: str = "cpu") -> Config:
     """`settings` with no host tier: the engine's tensor is the whole cache. `auto_kind`: what device kind auto means."""
     kind = auto_kind if settings.device_kind == AUTO else settings.device_kind
-    return replace(settings, device_kind=kind, dram=0, cxl=0, cxl_node=-1, cxl_device="", cxl_gbps=0.0, host_page_format="exact")
+    return replace(
+        settings, device_kind=kind, dram=0, cxl=0, cxl_node=-1, cxl_device="", cxl_gbps=0.0, host_page_format="exact",
+        page_digests="none",
+    )  # fmt: skip
 
 
 def load(environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Config:

@@ -129,6 +129,7 @@ def make_core(
         cxl_gigabytes_per_second=settings.cxl_gbps,
         mover_gigabytes_per_second=settings.mover_gbps,
         host_page_format=settings.host_page_format,
+        page_digests=settings.page_digests,
         head_groups=settings.head_groups,
         streaming_share=settings.streaming_share,
         device_gigabytes_per_second=settings.device_gbps,

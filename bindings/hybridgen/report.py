@@ -59,6 +59,8 @@ def placement_line(backend: dict) -> str:
         if arena["misplaced_pages"]
     ]
     parts = [f"placement {placement['policy']} ({placement['reason']}), {shares} wanted on CXL; {arenas}"]
+    if digests := backend.get("page_digests"):
+        parts.append(f"page digests {format_size(digests['reserved_bytes'])}")
     if emulated:
         parts.append("emulated: " + ", ".join(emulated))
     return "; ".join(parts + problems + placement["notes"])

@@ -87,6 +87,7 @@ TEST(CreateTest, Enums) {
   ExpectFieldRefused(&hg_config::dtype, {-1, 3, kMax, kMin}, "dtype", "bfloat16");
   ExpectFieldRefused(&hg_config::kv_dtype, {-1, 1, 2, 5, kMax, kMin}, "kv_dtype", "float8_e4m3");
   ExpectFieldRefused(&hg_config::host_page_format, {-1, 2, kMax, kMin}, "host_page_format", "int8");
+  ExpectFieldRefused(&hg_config::page_digests, {-1, 2, kMax, kMin}, "page_digests", "on_publish");
   ExpectFieldRefused(&hg_config::placement, {-1, 4, kMax, kMin}, "placement", "proportional");
 }
 

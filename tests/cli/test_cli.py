@@ -102,6 +102,12 @@ def test_the_log_says_how_pages_were_placed():
     )
 
 
+def test_the_log_says_what_page_digests_take():
+    backend = statistics()["backends"][0] | {"placement": placement()}
+    digests = {"reserved_bytes": 2 * _MIB, "blocks": 0, "seconds": 0.0}
+    assert "; page digests 2.0 MiB; emulated" in report.placement_line(backend | {"page_digests": digests})
+
+
 def test_backends_of_a_process_are_summed():
     assert report.sum_tiers(statistics(backends=3))["dram"]["read_bytes"] == 270 * _MIB
 

@@ -37,6 +37,7 @@ BAD_VALUES = [
     ("HYBRIDGEN_PLACEMENT", "interleave:0:1", "interleave:N:M"),
     ("HYBRIDGEN_PLACEMENT", "interleave:1:2:3", "interleave:N:M"),
     ("HYBRIDGEN_HOST_PAGE_FORMAT", "int4", "exact, int8"),
+    ("HYBRIDGEN_PAGE_DIGESTS", "always", "none, on_publish"),
     ("HYBRIDGEN_CXL_GBPS", "-1", "GB/s"),
     ("HYBRIDGEN_MOVER_GBPS", "fast", "GB/s"),
     ("HYBRIDGEN_HEAD_GROUPS", "-1", "0 to"),

@@ -92,6 +92,8 @@ def test_good_input_attends(cache):
         ("dram_bytes", -1, ""),
         ("cxl_bytes", -1, ""),
         ("placement", "spread", "auto, role, proportional, interleave"),
+        ("page_digests", "always", "none, on_publish"),
+        ("page_digests", "on_publish", "identity binding"),
         ("interleave_dram_weight", -1, "1 to 255"),
         ("cxl_gigabytes_per_second", -1.0, ""),
         ("streaming_share", 1.5, ""),
@@ -125,6 +127,16 @@ def test_tiered_binding_without_a_host_tier():
         core.add_layer(num_query_heads=2, scale=1.0)
         pool = np.zeros(4 * HEADS * BLOCK * 2 * DIMS, np.float32)
         core.bind_tiered(data=[pool.ctypes.data], bytes=pool.nbytes, num_blocks=100)
+
+
+def test_page_digests_are_reserved_on_top_of_the_tiers():
+    pool = np.zeros(4 * HEADS * BLOCK * 2 * DIMS, np.float32)
+    for page_digests in ("none", "on_publish"):
+        core = make(binding="tiered", dram_bytes=1 << 20, page_digests=page_digests)
+        core.add_layer(num_query_heads=2, scale=1.0)
+        core.bind_tiered(data=[pool.ctypes.data], bytes=pool.nbytes, num_blocks=16)
+        digests = json.loads(core.stats()).get("page_digests")
+        assert digests == (None if page_digests == "none" else {"reserved_bytes": 2 << 20, "blocks": 0, "seconds": 0.0})
 
 
 def test_tier_larger_than_the_machine():

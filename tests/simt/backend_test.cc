@@ -80,6 +80,7 @@ TEST_P(CudaBackendTest, MatchesTheOracleOverManySteps) {
       2 * shape.layers * PackedPageBytes(shape.kv(), shape.kv_heads, shape.block_size, shape.head_size);
   options.dram_bytes = s.dram_blocks * host_block;
   options.cxl_bytes = s.cxl_blocks * host_block;
+  if (s.binding == Binding::kTiered) options.page_digests = PageDigests::kOnPublish;
   const uint32_t seed = TestSeed("//tests/simt:backend_test", 20261124);
   const auto stream = std::make_shared<HostStream>(seed);
   stream->accept_every_registration(s.accepted_registrations);
@@ -109,6 +110,7 @@ TEST_P(CudaBackendTest, MatchesTheOracleOverManySteps) {
   EXPECT_GT(stats["publishes"], 0) << stats;
   EXPECT_GT(stats["evictions"], 0) << stats;
   EXPECT_GT(stats["recalls"], 0) << stats;
+  EXPECT_GT(stats["page_digests"]["blocks"], 0) << stats;
   const char* const tier = s.dram_blocks > 0 ? "dram" : "cxl";
   EXPECT_GT(stats["tiers"][tier]["read_bytes"], 0) << stats;
   EXPECT_EQ(stats["tiers"][tier]["device_read_bytes"] > 0, s.streaming_share > 0) << stats;
