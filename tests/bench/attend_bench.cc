@@ -6,8 +6,7 @@
 // Every case is checked against the oracle first. A round measures `seq1` (one sequential stream per thread), 2, 4 and
 // 8 streams per thread, and the kernel, for some milliseconds each; rounds in which the machine was not quiet are
 // counted and dropped. `best` is the largest median of all stream counts. Whatever reads less than all of K and V is
-// also set beside exact attention of as many bytes, measured in the same rounds: `x exact` is the ratio of tokens per
-// second.
+// also set beside exact attention, measured in the same rounds: `x exact` is the ratio of tokens per second.
 #include <sched.h>
 
 #include <algorithm>
