@@ -139,8 +139,8 @@ absl::Status AttentionWorker::Write(const LayerCall& call, absl::Span<const Writ
         args.k_page = layer.pool_k + run.k * layer.pool_page_bytes;
         args.v_page = layer.pool_v + run.v * layer.pool_page_bytes;
       } else {
-        args.k_page = run.k + layer.host_k + group * layer.head_group_stride;
-        args.v_page = run.v + layer.host_v + group * layer.head_group_stride;
+        args.k_page = run.k + layer.HostOffset(PageRole::kKey, group);
+        args.v_page = run.v + layer.HostOffset(PageRole::kValue, group);
       }
       args.key = At(call.key, dtype_, run.token, group * args.geometry.kv_heads);
       args.value = At(call.value, dtype_, run.token, group * args.geometry.kv_heads);
@@ -164,8 +164,8 @@ void AttentionWorker::AttendPages(const LayerCall& call, const WorkItem& item, P
   const int first_head = head_group * layer.host.kv_heads;
   AttendArgs args;
   args.geometry = kind == PageKind::kPool ? layer.pool : layer.host;
-  args.k_base = kind == PageKind::kPool ? layer.pool_k : layer.host_k + head_group * layer.head_group_stride;
-  args.v_base = kind == PageKind::kPool ? layer.pool_v : layer.host_v + head_group * layer.head_group_stride;
+  args.k_base = kind == PageKind::kPool ? layer.pool_k : layer.HostOffset(PageRole::kKey, head_group);
+  args.v_base = kind == PageKind::kPool ? layer.pool_v : layer.HostOffset(PageRole::kValue, head_group);
   args.pages = scratch.pages;
   const uint64_t unit = kind == PageKind::kPool ? layer.pool_page_bytes : 1;
   const int64_t bytes_per_token = heads.size() * TokenBytes(args.geometry);

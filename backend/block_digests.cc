@@ -68,10 +68,9 @@ absl::Status BlockDigests::Build(absl::Span<const CopyTask> published, Executor*
 
 void BlockDigests::BuildOne(const CopyTask& task, int layer, int head_group) const {
   const LayerPages& pages = layers_[layer];
-  const uint64_t group = head_group * pages.head_group_stride;
-  build_digest_(pages.host, host_->Address(PageRole::kKey, task.k) + pages.host_k + group,
-                host_->Address(PageRole::kValue, task.v) + pages.host_v + group, task.num_tokens,
-                Address(layer, head_group, task.block));
+  build_digest_(pages.host, host_->Address(PageRole::kKey, task.k) + pages.HostOffset(PageRole::kKey, head_group),
+                host_->Address(PageRole::kValue, task.v) + pages.HostOffset(PageRole::kValue, head_group),
+                task.num_tokens, Address(layer, head_group, task.block));
 }
 
 }  // namespace hybridgen

@@ -38,10 +38,10 @@ void CudaCopies::AddJobs(const CopyTask& task, std::vector<cuda::RepackJob>& dir
       const uint64_t head_bytes = static_cast<uint64_t>(group) * layer.host.kv_heads *
                                   static_cast<uint64_t>(layer.pool.k_head_stride) * DTypeSize(layer.pool.dtype);
       const uint64_t pool = static_cast<uint64_t>(task.device_page) * layer.pool_page_bytes + head_bytes;
-      const uint64_t host = group * layer.head_group_stride;
       const cuda::RepackJob job = {layer.pool_k + pool, layer.pool_v + pool,
-                                   host_->Address(PageRole::kKey, task.k) + layer.host_k + host,
-                                   host_->Address(PageRole::kValue, task.v) + layer.host_v + host, task.num_tokens};
+                                   host_->Address(PageRole::kKey, task.k) + layer.HostOffset(PageRole::kKey, group),
+                                   host_->Address(PageRole::kValue, task.v) + layer.HostOffset(PageRole::kValue, group),
+                                   task.num_tokens};
       StagedJob staged = {batches_, task.kind == CopyTask::Kind::kPublish, job};
       if (staging_ != nullptr) {
         staged.stage_k = !host_->Registered(job.packed_k, HostPageBytes(layer));

@@ -9,6 +9,7 @@
 #include "backend/step_plan.h"
 #include "kernels/dtype.h"
 #include "kernels/page_format.h"
+#include "memory/tier.h"
 
 struct CUstream_st;  // of cudaStream_t
 
@@ -46,6 +47,11 @@ struct LayerPages {
   // group g lie g * head_group_stride bytes behind those of group 0.
   int head_groups = 1;
   uint64_t head_group_stride = 0;
+
+  // From a host page's address to its data of this layer and head group.
+  uint64_t HostOffset(PageRole role, int head_group) const {
+    return (role == PageRole::kKey ? host_k : host_v) + head_group * head_group_stride;
+  }
 };
 
 // [tokens][heads][head_size], dims contiguous, strides in elements. Borrowed for the call.

@@ -20,8 +20,7 @@ void PageCopier::CopyHeadGroup(const CopyTask& task, const LayerPages& layer, in
   const uint64_t pool_offset = static_cast<uint64_t>(task.device_page) * layer.pool_page_bytes +
                                first_head * layer.pool.k_head_stride * DTypeSize(layer.pool.dtype);
   const auto address = [&](PageRole role, const HostPage& page) {
-    return host_->Address(role, page) + (role == PageRole::kKey ? layer.host_k : layer.host_v) +
-           group * layer.head_group_stride;
+    return host_->Address(role, page) + layer.HostOffset(role, group);
   };
   const auto copy = [&](PageRole role, const HostPage& to, const HostPage& from, uint64_t pool) {
     const KvRole kv = role == PageRole::kKey ? KvRole::kKey : KvRole::kValue;

@@ -202,12 +202,12 @@ class PlannedTiers {
     std::vector<std::string> all;
     for (const LayerPages& layer : binding_->copier->layers()) {
       for (int group = 0; group < s_.head_groups; ++group) {
-        const uint64_t offset = group * layer.head_group_stride;
         RedZoned<char> digest(digests().layout().bytes);
         std::memset(digest.data(), 0, digest.size());  // as an arena's: the kernel leaves gaps of the layout alone
         kernels_.selection.build_digest(
-            layer.host, binding_->host->Address(PageRole::kKey, at.k) + layer.host_k + offset,
-            binding_->host->Address(PageRole::kValue, at.v) + layer.host_v + offset, at.valid_tokens, digest.data());
+            layer.host, binding_->host->Address(PageRole::kKey, at.k) + layer.HostOffset(PageRole::kKey, group),
+            binding_->host->Address(PageRole::kValue, at.v) + layer.HostOffset(PageRole::kValue, group),
+            at.valid_tokens, digest.data());
         all.emplace_back(digest.data(), digest.size());
       }
     }

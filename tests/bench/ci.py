@@ -79,6 +79,7 @@ def peer_metrics(report: dict) -> dict:
 
 def same_ceiling(entries: list[dict], seq1: float) -> dict | None:
     """The entry whose ceiling is nearest to this one, if that is the same ceiling."""
+
     def distance(entry: dict) -> float:
         return max(entry["seq1"] / seq1, seq1 / entry["seq1"])
 
